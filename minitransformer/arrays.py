@@ -1,0 +1,66 @@
+"""NumPy or CuPy, decided by the array in hand.
+
+Every function of the library asks ``array_module`` for its namespace on every call, so that a CPU
+model and a GPU model can be compared in one process. CuPy is imported only when a GPU is asked for.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 vector
+
+
+def array_module(array):
+    """Return the namespace that ``array`` belongs to: ``cupy`` for a CuPy array, else ``numpy``."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy
+    return np
+
+
+def erf(x):
+    """Return the error function of every element of ``x``, in its type (Abramowitz & Stegun 7.1.1)."""
+    scipy_name = "scipy.special" if array_module(x) is np else "cupyx.scipy.special"
+    return importlib.import_module(scipy_name).erf(x)
+
+
+def device_module(device):
+    """Return the namespace for ``device``.
+
+    Raises ValueError for a name other than ``"cpu"`` and ``"cuda"``, and RuntimeError when ``"cuda"``
+    is asked for and no GPU can be used; the message says why.
+    """
+    if device == "cpu":
+        return np
+    if device != "cuda":
+        raise ValueError(f"there is no device {device!r}; expected 'cpu' or 'cuda'")
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        raise RuntimeError(
+            "device 'cuda' needs CuPy, which is not installed; run "
+            "pip install 'minitransformer[cuda12]' (or [cuda13]), or use device 'cpu'"
+        ) from None
+    if not cupy.is_available():
+        raise RuntimeError(
+            "device 'cuda' needs an NVIDIA GPU and its driver, and none was found; use device 'cpu'"
+        )
+    return cupy
+
+
+def to_numpy(array):
+    """Return ``array`` as a NumPy array: itself if it is one, else a copy from the GPU."""
+    return array if array_module(array) is np else array.get()
+
+
+def aligned_zeros(xp, size, dtype):
+    """Return ``size`` zeros of ``dtype`` in one dimension, their first byte on a 64-byte boundary."""
+    itemsize = np.dtype(dtype).itemsize
+    if xp is not np:
+        return xp.zeros(size, dtype)  # CuPy's allocator aligns to 512 bytes
+    spare = ALIGNMENT // itemsize
+    block = np.zeros(size + spare, dtype)
+    skip = (-block.ctypes.data % ALIGNMENT) // itemsize
+    return block[skip : skip + size]

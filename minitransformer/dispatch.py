@@ -1,0 +1,77 @@
+"""The one door between the layers and the maths.
+
+Layers call the pairs named here. Each call runs the definition of ``minitransformer.functional``, tells
+whoever is watching (``watching``), and under ``inference`` lets go of what backward would have needed.
+"""
+
+import contextlib
+import contextvars
+import functools
+
+from minitransformer import functional
+
+_watchers = contextvars.ContextVar("watchers", default=())
+_inference = contextvars.ContextVar("inference", default=False)
+
+
+@contextlib.contextmanager
+def inference():
+    """Within this block nothing is saved for a backward pass, and caches may be used."""
+    token = _inference.set(True)
+    try:
+        yield
+    finally:
+        _inference.reset(token)
+
+
+def is_inference():
+    """Return True within an ``inference()`` block."""
+    return _inference.get()
+
+
+@contextlib.contextmanager
+def watching(watcher):
+    """Within this block ``watcher`` sees every operation.
+
+    It has two methods, called after each pass: ``saw_forward(name, arrays, settings, y, saved)`` and
+    ``saw_backward(name, dy, saved, gradients)``.
+    """
+    token = _watchers.set((*_watchers.get(), watcher))
+    try:
+        yield watcher
+    finally:
+        _watchers.reset(token)
+
+
+def _pair(forward, backward):
+    @functools.wraps(forward)
+    def dispatched_forward(*arrays, **settings):
+        y, saved = forward(*arrays, **settings)
+        for watcher in _watchers.get():
+            watcher.saw_forward(forward.__name__, arrays, settings, y, saved)
+        return y, None if _inference.get() else saved
+
+    @functools.wraps(backward)
+    def dispatched_backward(dy, saved, *, add_to=None):
+        if saved is None:
+            raise RuntimeError(f"{backward.__name__}: the forward ran under inference(), which saves nothing")
+        gradients = backward(dy, saved, add_to=add_to)
+        for watcher in _watchers.get():
+            watcher.saw_backward(forward.__name__, dy, saved, gradients)
+        return gradients
+
+    return dispatched_forward, dispatched_backward
+
+
+add_layer_norm, add_layer_norm_backward = _pair(functional.add_layer_norm, functional.add_layer_norm_backward)
+add_positions, add_positions_backward = _pair(functional.add_positions, functional.add_positions_backward)
+attention, attention_backward = _pair(functional.attention, functional.attention_backward)
+dropout, dropout_backward = _pair(functional.dropout, functional.dropout_backward)
+embedding, embedding_backward = _pair(functional.embedding, functional.embedding_backward)
+layer_norm, layer_norm_backward = _pair(functional.layer_norm, functional.layer_norm_backward)
+linear, linear_backward = _pair(functional.linear, functional.linear_backward)
+linear_cross_entropy, linear_cross_entropy_backward = _pair(
+    functional.linear_cross_entropy, functional.linear_cross_entropy_backward
+)
+linear_gelu, linear_gelu_backward = _pair(functional.linear_gelu, functional.linear_gelu_backward)
+relu, relu_backward = _pair(functional.relu, functional.relu_backward)

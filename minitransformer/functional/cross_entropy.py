@@ -1,0 +1,62 @@
+"""Cross-entropy of class scores, with label smoothing and ignored targets."""
+
+from typing import Any, NamedTuple
+
+from minitransformer.arrays import array_module
+from minitransformer.functional.embedding import check_ids
+from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.softmax import log_softmax
+
+IGNORED = -100
+
+
+class CrossEntropySaved(NamedTuple):
+    """What ``cross_entropy_backward`` needs."""
+
+    log_probabilities: Any
+    targets: Any
+    counted: Any
+    label_smoothing: float
+
+
+@forward
+def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0):
+    """Return the cross-entropy, summed over all targets that count, in nats: a 0-d array.
+
+    ``logits`` (…, V), ``targets`` integers (…) in [0, V), or ``ignore_index`` where there is nothing to
+    predict → (). The sum, not the mean: whoever accumulates over micro-batches divides once, at the end.
+
+    With smoothing ε the target distribution is q = (1 − ε) · one-hot + ε/V (PyTorch's choice; others
+    spread ε over V − 1 or V − 2 classes). The loss of a row is −Σ_v q_v log p_v with p = softmax(logits),
+    and since Σ q = 1,
+
+        dlogits = dtotal · (p − q),   0 in ignored rows
+    """
+    xp = array_module(logits)
+    targets = targets.reshape(-1)
+    counted = targets != ignore_index
+    targets = xp.where(counted, targets, 0)
+    check_ids("cross_entropy", targets, logits.shape[-1])
+
+    log_probabilities, _ = log_softmax(logits.reshape(targets.size, logits.shape[-1]))
+    rows = xp.arange(targets.size)
+    losses = (label_smoothing - 1) * log_probabilities[rows, targets]
+    if label_smoothing:
+        losses -= label_smoothing * log_probabilities.mean(axis=-1)
+    total = xp.where(counted, losses, 0).sum()
+    return total, CrossEntropySaved(
+        log_probabilities.reshape(logits.shape), targets, counted, label_smoothing
+    )
+
+
+@backward
+def cross_entropy_backward(dtotal, saved):
+    """Return ``(dlogits,)``."""
+    log_probabilities, targets, counted, label_smoothing = saved
+    xp = array_module(log_probabilities)
+    dlogits = xp.exp(log_probabilities.reshape(targets.size, log_probabilities.shape[-1]))
+    if label_smoothing:
+        dlogits -= label_smoothing / dlogits.shape[-1]
+    dlogits[xp.arange(targets.size), targets] -= 1 - label_smoothing
+    dlogits *= (counted * dtotal).astype(dlogits.dtype)[:, None]
+    return (dlogits.reshape(log_probabilities.shape),)

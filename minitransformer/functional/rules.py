@@ -1,0 +1,102 @@
+"""The rules that every pair of this folder keeps, said once.
+
+A forward takes its differentiable arrays as positional arguments and returns ``y, saved``; its backward
+takes ``dy, saved`` and returns one gradient per positional array, in order. These two decorators add
+what is the same for all of them and keep it out of the formulas:
+
+- one floating type a call: float32 with float64 is an error, not a silent conversion;
+- half types (float16, bfloat16) are computed in float32 and come back as they were;
+- ``add_to``: gradients are added into arrays that the caller owns.
+"""
+
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import numpy as np
+
+COMPUTED_AS_THEY_ARE = ("float32", "float64")
+COMPUTED_IN_FLOAT32 = ("float16", "bfloat16")
+
+
+class HalfSaved(NamedTuple):
+    """What a call on a half type saved: the type to return gradients in, and the float32 call's own."""
+
+    dtype: Any
+    saved: Any
+
+
+def forward(function):
+    """Check the types of the positional arrays of ``function`` and run half types in float32.
+
+    A total (0-d) stays in float32: a sum over a batch would overflow float16.
+    """
+
+    @functools.wraps(function)
+    def checked(*arrays, **settings):
+        dtype = common_type(function, arrays)
+        if dtype.name in COMPUTED_AS_THEY_ARE:
+            return function(*arrays, **settings)
+        y, saved = function(*(_cast(array, np.float32) for array in arrays), **settings)
+        return (y if y.ndim == 0 else _cast(y, dtype)), HalfSaved(dtype, saved)
+
+    return checked
+
+
+def backward(function):
+    """Run half types in float32 and give ``function`` the argument ``add_to``.
+
+    ``add_to`` holds one array or None per gradient: the gradient is added there and that array is
+    returned. A function that names ``add_to`` itself may have added already: it then returns that very
+    array.
+    """
+    adds_itself = "add_to" in inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(dy, saved, *, add_to=None):
+        dtype = None
+        if isinstance(saved, HalfSaved):
+            dtype, saved = saved
+            dy = _cast(dy, np.float32)
+        gradients = function(dy, saved, add_to=add_to) if adds_itself else function(dy, saved)
+        owners = add_to or (None,) * len(gradients)
+        return tuple(
+            _deliver(gradient, owner, dtype) for gradient, owner in zip(gradients, owners, strict=True)
+        )
+
+    return checked
+
+
+def common_type(function, arrays):
+    """Return the one floating type of ``arrays``; raise TypeError, naming the argument, if there is none."""
+    known = COMPUTED_AS_THEY_ARE + COMPUTED_IN_FLOAT32
+    first_name, first_type = None, None
+    for name, array in zip(inspect.signature(function).parameters, arrays, strict=False):
+        if array is None:
+            continue
+        dtype = getattr(array, "dtype", None)
+        if dtype is None or dtype.name not in known:
+            kind = type(array).__name__ if dtype is None else f"{dtype.name} array"
+            raise TypeError(
+                f"{function.__name__}: {name} is a {kind}; expected an array of {', '.join(known)}"
+            )
+        if first_type is not None and dtype != first_type:
+            raise TypeError(
+                f"{function.__name__}: {first_name} is {first_type.name} but {name} is {dtype.name}; "
+                "cast them to one type first"
+            )
+        first_name, first_type = first_name or name, dtype
+    return first_type
+
+
+def _cast(array, dtype):
+    return array.astype(dtype) if hasattr(array, "astype") else array
+
+
+def _deliver(gradient, owner, dtype):
+    if gradient is None or gradient is owner:
+        return gradient
+    if owner is not None:
+        owner += gradient
+        return owner
+    return gradient if dtype is None else _cast(gradient, dtype)

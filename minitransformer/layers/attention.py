@@ -1,0 +1,96 @@
+"""Multi-head attention with its projections (Vaswani et al., arXiv 1706.03762, section 3.2.2)."""
+
+from minitransformer import dispatch
+from minitransformer.arrays import array_module
+from minitransformer.layers.basic import Linear
+from minitransformer.parameters import Layer
+
+
+class SelfAttention(Layer):
+    """Every position looks at the positions that ``mask`` shows it: ``x`` (B, T, D) → (B, T, D).
+
+    One product makes queries, keys and values; they are views of its result, never copied. With
+    ``key_value_heads`` < ``heads``, groups of query heads share keys and values.
+    """
+
+    def __init__(
+        self, width, heads, key_value_heads=None, bias=True, dropout=0.0, deviation=0.02, out_deviation=0.02
+    ):
+        self.heads = heads
+        self.key_value_heads = key_value_heads or heads
+        self.head_width = head_width(width, heads, self.key_value_heads)
+        self.dropout = dropout
+        packed_width = (heads + 2 * self.key_value_heads) * self.head_width
+        self.query_key_value = Linear(width, packed_width, bias, deviation)
+        self.output = Linear(width, width, bias, out_deviation)
+
+    def __call__(self, x, mask, key=None, cache=None):
+        """Return the value and ``dy → dx``.
+
+        ``cache`` is a layer's ``KeyValues`` (only under ``inference()``): x holds the new tokens, whose keys
+        and values are written to the cache, and the queries see everything it holds.
+        """
+        packed, packed_backward = self.query_key_value(x)
+        q, k, v = self._split(packed)
+        if cache is not None:
+            k, v = cache.extend(k, v, mask)
+        heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
+        y, output_backward = self.output(heads.reshape(x.shape))
+
+        def backward(dy):
+            dheads = output_backward(dy).reshape(q.shape)
+            dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
+            dpacked = array_module(dy).concatenate((dq, dk, dv), axis=2)
+            return packed_backward(dpacked.reshape(packed.shape))
+
+        return y, backward
+
+    def _split(self, packed):
+        """View (B, T, (H + 2G) K) as q (B, T, H, K) and k, v (B, T, G, K)."""
+        parts = packed.reshape(*packed.shape[:2], -1, self.head_width)
+        h, g = self.heads, self.key_value_heads
+        return parts[:, :, :h], parts[:, :, h : h + g], parts[:, :, h + g :]
+
+
+class CrossAttention(Layer):
+    """Every position of ``x`` looks at the positions of ``memory`` that ``mask`` shows it.
+
+    ``x`` (B, Tq, D), ``memory`` (B, Tk, M) → (B, Tq, D). The pullback returns ``dx, dmemory``.
+    """
+
+    def __init__(
+        self, width, heads, memory_width=None, bias=True, dropout=0.0, deviation=0.02, out_deviation=0.02
+    ):
+        self.heads = heads
+        self.head_width = head_width(width, heads, heads)
+        self.dropout = dropout
+        self.query = Linear(width, width, bias, deviation)
+        self.key_value = Linear(memory_width or width, 2 * width, bias, deviation)
+        self.output = Linear(width, width, bias, out_deviation)
+
+    def __call__(self, x, memory, mask, key=None):
+        """Return the value and ``dy → (dx, dmemory)``."""
+        queries, query_backward = self.query(x)
+        packed, packed_backward = self.key_value(memory)
+        q = queries.reshape(*x.shape[:2], self.heads, self.head_width)
+        parts = packed.reshape(*memory.shape[:2], 2 * self.heads, self.head_width)
+        k, v = parts[:, :, : self.heads], parts[:, :, self.heads :]
+        heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
+        y, output_backward = self.output(heads.reshape(x.shape))
+
+        def backward(dy):
+            dheads = output_backward(dy).reshape(q.shape)
+            dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
+            dpacked = array_module(dy).concatenate((dk, dv), axis=2)
+            return query_backward(dq.reshape(x.shape)), packed_backward(dpacked.reshape(packed.shape))
+
+        return y, backward
+
+
+def head_width(width, heads, key_value_heads):
+    """Return the width of one head; raise ValueError if the heads don't divide the width evenly."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"a width of {width} cannot be divided into {heads} heads of equal width")
+    if key_value_heads < 1 or heads % key_value_heads:
+        raise ValueError(f"{heads} query heads cannot be shared evenly by {key_value_heads} key/value heads")
+    return width // heads

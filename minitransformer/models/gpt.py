@@ -1,0 +1,202 @@
+"""GPT: a decoder-only language model, as in GPT-2 (Radford et al., 2019) and nanoGPT.
+
+    tokens → embedding + positions → dropout → pre-norm blocks → layer norm → logits by the embedding table
+
+Nothing is hidden below this page but the layers it names.
+"""
+
+import math
+from dataclasses import dataclass
+
+from minitransformer import dispatch
+from minitransformer.arrays import array_module
+from minitransformer.functional import Mask, split
+from minitransformer.layers import (
+    Cache,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    LearnedPositions,
+    PreNormBlock,
+    SinusoidalPositions,
+)
+from minitransformer.layers.attention import head_width
+from minitransformer.layers.blocks import ACTIVATIONS
+from minitransformer.parameters import Layer
+
+DEVIATION = 0.02  # of all initial weights (GPT-2)
+POSITIONS = ("learned", "sinusoidal")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2's smallest.
+
+    ``activation`` is ``"gelu_tanh"`` (GPT-2), ``"gelu_exact"`` (nanoGPT) or ``"relu"``; ``bias`` False leaves
+    out every bias, those of the layer norms too; ``positions`` is ``"learned"`` or ``"sinusoidal"``;
+    ``feed_forward_width`` is 4 · ``width`` unless given. Impossible values raise ValueError.
+    """
+
+    vocabulary_size: int = 50257
+    context_length: int = 1024
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    feed_forward_width: int | None = None
+    activation: str = "gelu_tanh"
+    bias: bool = True
+    positions: str = "learned"
+    dropout: float = 0.0
+    eps: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "context_length", "layers", "heads", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        head_width(self.width, self.heads, self.heads)
+        if self.feed_forward_width is None:
+            object.__setattr__(self, "feed_forward_width", 4 * self.width)
+        if self.feed_forward_width < 1:
+            raise ValueError(f"feed_forward_width is {self.feed_forward_width}; expected at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions is {self.positions!r}; expected one of {', '.join(POSITIONS)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1")
+
+
+class GPT(Layer):
+    """A GPT of the shape ``config``. A batch is a dictionary of integer arrays:
+
+    - ``ids`` (B, T), the tokens;
+    - ``targets`` (B, T), for the loss: the token that follows each; −100 where there is nothing to predict;
+    - ``lengths`` (B,), if rows are padded on the right: how many tokens of each are real.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        bias, width, eps = config.bias, config.width, config.eps
+        self.embedding = Embedding(config.vocabulary_size, width, DEVIATION)
+        if config.positions == "learned":
+            self.positions = LearnedPositions(config.context_length, width, DEVIATION)
+        else:
+            self.positions = SinusoidalPositions(config.context_length, width)
+        self.dropout = Dropout(config.dropout)
+        # two residual additions a block: this keeps the sum's variance from growing with depth (GPT-2)
+        out_deviation = DEVIATION / math.sqrt(2 * config.layers)
+        self.blocks = [
+            PreNormBlock(
+                width,
+                config.heads,
+                config.feed_forward_width,
+                config.activation,
+                bias,
+                config.dropout,
+                eps,
+                DEVIATION,
+                out_deviation,
+            )
+            for _ in range(config.layers)
+        ]
+        self.norm = LayerNorm(width, bias, eps)
+
+    def hidden(self, batch, key=None, cache=None):
+        """Return the last hidden states (B, T, D), and ``dh → None``.
+
+        ``key`` turns dropout on. ``cache`` (from ``self.cache``, only under ``inference()``) holds what came
+        before: the batch then brings the tokens that follow.
+        """
+        ids = batch["ids"]
+        mask, positions, new_lengths = self._mask_and_positions(batch, cache)
+        embedding_key, *block_keys = split(key, 1 + len(self.blocks))
+
+        x, embedding_backward = self.embedding(ids)
+        x, positions_backward = self.positions(x, positions)
+        x, dropout_backward = self.dropout(x, embedding_key)
+        block_backwards = []
+        for index, block in enumerate(self.blocks):
+            layer_cache = None if cache is None else cache.layers[index]
+            x, block_backward = block(x, mask, block_keys[index], layer_cache)
+            block_backwards.append(block_backward)
+        h, norm_backward = self.norm(x)
+        if cache is not None:
+            cache.advance(new_lengths)
+
+        def backward(dh):
+            dx = norm_backward(dh)
+            while block_backwards:
+                dx = block_backwards.pop()(dx)
+            embedding_backward(positions_backward(dropout_backward(dx)))
+
+        return h, backward
+
+    def __call__(self, batch, key=None, cache=None):
+        """Return the logits (B, T, V) of the token after each, and ``dlogits → None``."""
+        h, hidden_backward = self.hidden(batch, key, cache)
+        table = self.embedding.table
+        logits, saved = dispatch.linear(h, table.value.T, None)
+
+        def backward(dlogits):
+            dh, _, _ = dispatch.linear_backward(dlogits, saved, add_to=(None, table.gradient.T, None))
+            hidden_backward(dh)
+
+        return logits, backward
+
+    def loss(self, batch, key=None):
+        """Return ``{"tokens": total}``, the summed cross-entropy in nats, and its backward.
+
+        ``backward({"tokens": weight})`` adds weight · gradient; with the weight 1/count the loss is the mean.
+        """
+        h, hidden_backward = self.hidden(batch, key)
+        table = self.embedding.table
+        total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=batch["targets"])
+
+        def backward(weights):
+            owners = (None, table.gradient, None)
+            dh, _, _ = dispatch.linear_cross_entropy_backward(weights["tokens"], saved, add_to=owners)
+            hidden_backward(dh)
+
+        return {"tokens": total}, backward
+
+    def cache(self, batch):
+        """Return an empty key/value cache for ``batch`` rows of up to ``context_length`` tokens."""
+        config, values = self.config, self.embedding.table.value
+        head = config.width // config.heads
+        return Cache(
+            array_module(values),
+            config.layers,
+            batch,
+            config.context_length,
+            config.heads,
+            head,
+            values.dtype,
+        )
+
+    def forward_flops(self, length):
+        """Return the floating-point operations of a forward over ``length`` tokens.
+
+        Two for each multiply-add of the matrix products, attention's by the full square; nothing else.
+        """
+        config = self.config
+        block = 4 * config.width**2 + 2 * config.width * config.feed_forward_width
+        products = config.layers * block + config.vocabulary_size * config.width
+        return 2 * length * products + 4 * config.layers * length**2 * config.width
+
+    def _mask_and_positions(self, batch, cache):
+        ids = batch["ids"]
+        xp = array_module(ids)
+        rows, length = ids.shape
+        lengths = batch.get("lengths")
+        if cache is None:
+            if length > self.config.context_length:
+                raise ValueError(
+                    f"a sequence of {length} tokens is longer than "
+                    f"the model's {self.config.context_length} positions"
+                )
+            return Mask(length if lengths is None else lengths), xp.arange(length), None
+        new_lengths = xp.full(rows, length) if lengths is None else lengths
+        mask = cache.mask(new_lengths)
+        # a padded token may lie past the last position: any will do there, since nothing reads it
+        positions = xp.minimum(mask.offset[:, None] + xp.arange(length), self.config.context_length - 1)
+        return mask, positions, new_lengths
