@@ -1,0 +1,1 @@
+"""Comparisons with peers, each in one command; see ``python -m bench``."""

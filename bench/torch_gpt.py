@@ -1,0 +1,70 @@
+"""The same GPT in PyTorch, written apart from the library: the oracle of tests, the peer of benchmarks."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the field's name for it
+
+
+def tensors_like(model, dtype):
+    """Return the parameters of a minitransformer GPT as PyTorch leaves, by path."""
+    return {
+        path: torch.tensor(parameter.value, dtype=dtype, requires_grad=True)
+        for path, parameter in model.parameters().items()
+    }
+
+
+def logits(tensors, config, ids):
+    """Return the logits (B, T, V) of a pre-norm GPT with learned positions."""
+    width, heads = config.width, config.heads
+
+    def norm(x, path):
+        return F.layer_norm(x, (width,), tensors[f"{path}.gain"], tensors.get(f"{path}.bias"), config.eps)
+
+    def affine(x, path):
+        bias = tensors.get(f"{path}.bias")
+        return x @ tensors[f"{path}.weight"] if bias is None else x @ tensors[f"{path}.weight"] + bias
+
+    x = tensors["embedding.table"][ids] + tensors["positions.table"][: ids.shape[1]]
+    for index in range(config.layers):
+        block = f"blocks.{index}"
+        parts = affine(norm(x, f"{block}.norm1"), f"{block}.attention.query_key_value")
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts.split(width, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + affine(y.transpose(1, 2).flatten(2), f"{block}.attention.output")
+        h = affine(norm(x, f"{block}.norm2"), f"{block}.feed_forward.hidden.0")
+        h = F.gelu(h, approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        x = x + affine(h, f"{block}.feed_forward.output")
+    return norm(x, "norm") @ tensors["embedding.table"].T
+
+
+def mean_loss(tensors, config, ids, targets):
+    """Return the mean cross-entropy in nats a token."""
+    scores = logits(tensors, config, ids)
+    return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+
+def adamw(tensors, arguments):
+    """Return PyTorch's AdamW, set as nanoGPT sets it: decay on what has two or more dimensions."""
+    decayed = [tensor for tensor in tensors.values() if tensor.ndim >= 2]
+    others = [tensor for tensor in tensors.values() if tensor.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": arguments.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+    )
+
+
+def update(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
+    """Do one training step; return the loss before it."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.zero_grad()
+    loss = mean_loss(tensors, config, ids, targets)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(tensors.values(), max_grad_norm)
+    optimiser.step()
+    return loss.item()
