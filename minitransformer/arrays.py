@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from minitransformer.errors import DeviceError, InputError
+
 ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 vector
 
 
@@ -29,22 +31,22 @@ def erf(x):
 def device_module(device):
     """Return the namespace for ``device``.
 
-    Raises ValueError for a name other than ``"cpu"`` and ``"cuda"``, and RuntimeError when ``"cuda"``
+    Raises InputError for a name other than ``"cpu"`` and ``"cuda"``, and DeviceError when ``"cuda"``
     is asked for and no GPU can be used; the message says why.
     """
     if device == "cpu":
         return np
     if device != "cuda":
-        raise ValueError(f"there is no device {device!r}; expected 'cpu' or 'cuda'")
+        raise InputError(f"there is no device {device!r}; expected 'cpu' or 'cuda'")
     try:
         cupy = importlib.import_module("cupy")
     except ImportError:
-        raise RuntimeError(
+        raise DeviceError(
             "device 'cuda' needs CuPy, which is not installed; run "
             "pip install 'minitransformer[cuda12]' (or [cuda13]), or use device 'cpu'"
         ) from None
     if not cupy.is_available():
-        raise RuntimeError(
+        raise DeviceError(
             "device 'cuda' needs an NVIDIA GPU and its driver, and none was found; use device 'cpu'"
         )
     return cupy

@@ -2,6 +2,7 @@
 
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
+from minitransformer.errors import InputError
 from minitransformer.layers.basic import Linear
 from minitransformer.parameters import Layer
 
@@ -88,9 +89,9 @@ class CrossAttention(Layer):
 
 
 def head_width(width, heads, key_value_heads):
-    """Return the width of one head; raise ValueError if the heads don't divide the width evenly."""
+    """Return the width of one head; raise InputError if the heads don't divide the width evenly."""
     if heads < 1 or width % heads:
-        raise ValueError(f"a width of {width} cannot be divided into {heads} heads of equal width")
+        raise InputError(f"a width of {width} cannot be divided into {heads} heads of equal width")
     if key_value_heads < 1 or heads % key_value_heads:
-        raise ValueError(f"{heads} query heads cannot be shared evenly by {key_value_heads} key/value heads")
+        raise InputError(f"{heads} query heads cannot be shared evenly by {key_value_heads} key/value heads")
     return width // heads

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
+from minitransformer.errors import InputError
 from minitransformer.functional import Mask, split
 from minitransformer.layers import (
     Cache,
@@ -34,7 +35,7 @@ class GPTConfig:
 
     ``activation`` is ``"gelu_tanh"`` (GPT-2), ``"gelu_exact"`` (nanoGPT) or ``"relu"``; ``bias`` False leaves
     out every bias, those of the layer norms too; ``positions`` is ``"learned"`` or ``"sinusoidal"``;
-    ``feed_forward_width`` is 4 · ``width`` unless given. Impossible values raise ValueError.
+    ``feed_forward_width`` is 4 · ``width`` unless given. Impossible values raise InputError.
     """
 
     vocabulary_size: int = 50257
@@ -52,18 +53,18 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocabulary_size", "context_length", "layers", "heads", "width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         head_width(self.width, self.heads, self.heads)
         if self.feed_forward_width is None:
             object.__setattr__(self, "feed_forward_width", 4 * self.width)
         if self.feed_forward_width < 1:
-            raise ValueError(f"feed_forward_width is {self.feed_forward_width}; expected at least 1")
+            raise InputError(f"feed_forward_width is {self.feed_forward_width}; expected at least 1")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+            raise InputError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if self.positions not in POSITIONS:
-            raise ValueError(f"positions is {self.positions!r}; expected one of {', '.join(POSITIONS)}")
+            raise InputError(f"positions is {self.positions!r}; expected one of {', '.join(POSITIONS)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1")
+            raise InputError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1")
 
 
 class GPT(Layer):

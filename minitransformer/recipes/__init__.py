@@ -1,1 +1,86 @@
-"""Recipes: named settings for a whole training run, as TOML files in this folder."""
+"""Recipes: all settings of a training run by name, as TOML files in this folder."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from importlib import resources
+
+from minitransformer.errors import InputError
+from minitransformer.models import GPTConfig
+from minitransformer.training import TrainingArguments
+
+DECIDED_BY_THE_CORPUS = "vocabulary_size"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named run: ``corpus`` is ``"python"`` or ``"text"``; ``model`` holds fields of ``GPTConfig``."""
+
+    name: str
+    description: str
+    corpus: str
+    model: dict
+    training: TrainingArguments
+
+    def config(self, vocabulary_size):
+        """Return the ``GPTConfig`` for a corpus of ``vocabulary_size`` tokens."""
+        return GPTConfig(vocabulary_size=vocabulary_size, **self.model)
+
+
+def recipe_names():
+    """Return the names of all recipes, sorted."""
+    folder = resources.files(__package__)
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(name, assignments=()):
+    """Return the recipe ``name`` with ``assignments`` made, strings like ``"max_steps=500"``.
+
+    A value is read as TOML, or as a string where that fails; of two for one name the last wins. Raises
+    InputError for a recipe or a setting that does not exist (suggesting the nearest) and for an unfit value.
+    """
+    if name not in recipe_names():
+        raise InputError(f"there is no recipe {name!r}{_nearest(name, recipe_names())}")
+    text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    types = {
+        "model": _types(GPTConfig, without=DECIDED_BY_THE_CORPUS),
+        "training": _types(TrainingArguments),
+    }
+    for assignment in assignments:
+        setting, equals, written = assignment.partition("=")
+        setting = setting.strip()
+        part = next((part for part, known in types.items() if setting in known), None)
+        if not equals or part is None:
+            known = sorted(types["model"] | types["training"])
+            wrong = f"there is no setting {setting!r}" if equals else f"{assignment!r} is not name=value"
+            raise InputError(f"{wrong}{_nearest(setting, known)}")
+        table[part][setting] = _value(setting, written.strip(), types[part][setting])
+    recipe = Recipe(
+        name, table["description"], table["corpus"], table["model"], TrainingArguments(**table["training"])
+    )
+    recipe.config(vocabulary_size=1)
+    return recipe
+
+
+def _types(settings, without=None):
+    return {field.name: field.type for field in fields(settings) if field.name != without}
+
+
+def _value(setting, written, expected):
+    """Read ``written`` as TOML and check it against ``expected``, the annotation of the field."""
+    try:
+        value = tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = written
+    expected = {int | None: int}.get(expected, expected)
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise InputError(f"{setting} is {written!r}; expected a value of type {expected.__name__}")
+    return value
+
+
+def _nearest(name, known):
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -1,0 +1,56 @@
+"""Tokenizers: text to token ids and back, with the ``tokenizers`` library and in its file format."""
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models
+
+from minitransformer.errors import InputError
+
+CHUNK = 2**14  # characters encoded at a time: bounds the library's memory
+CHUNKS = 8
+
+
+def character_tokenizer(text):
+    """Return a tokenizer whose tokens are the distinct characters of ``text``, sorted."""
+    characters = sorted(set(text))
+    # a byte-pair model without merges leaves every character as it is
+    tokenizer = Tokenizer(models.BPE({character: index for index, character in enumerate(characters)}, []))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def encode(tokenizer, text):
+    """Return the ids of ``text``, an int64 array; raise InputError for characters it does not know."""
+    if not is_character_level(tokenizer):
+        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    unknown = sorted(set(text) - set(tokenizer.get_vocab()))
+    if unknown:
+        shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise InputError(
+            f"the text has characters that the model never saw: {shown}{more}; "
+            f"it knows {tokenizer.get_vocab_size()} characters"
+        )
+    ids = np.empty(len(text), np.int64)
+    end = 0
+    for start in range(0, len(text), CHUNK * CHUNKS):
+        part = text[start : start + CHUNK * CHUNKS]
+        chunks = [part[first : first + CHUNK] for first in range(0, len(part), CHUNK)]
+        for encoding in tokenizer.encode_batch(chunks, add_special_tokens=False):
+            ids[end : end + len(encoding.ids)] = encoding.ids
+            end += len(encoding.ids)
+    return ids
+
+
+def is_character_level(tokenizer):
+    """Return True if every token is one character, so that text may be cut anywhere."""
+    return tokenizer.pre_tokenizer is None and all(len(token) == 1 for token in tokenizer.get_vocab())
+
+
+def load_tokenizer(path):
+    """Return the tokenizer saved at ``path`` (a ``tokenizer.json``)."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; a trained model's folder holds one")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{path} is not a tokenizer file: {error}") from None

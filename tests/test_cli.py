@@ -1,0 +1,212 @@
+"""The command line, as its own process: a run from end to end, and one clear line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
+SMALL = ["context_length=16", "width=16", "heads=2", "layers=1", "max_steps=30", "eval_steps=10"]
+SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "minitransformer", *map(str, arguments)]
+
+
+def minitransformer(*arguments, cwd=None, **settings):
+    return subprocess.run(
+        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a text, and a small model trained on it in ``model``."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "text.txt").write_text(TEXT)
+    done = minitransformer(
+        "train", "shakespeare", "--data", "text.txt", "--output-dir", "model", *SETTINGS, cwd=root
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "step 20: training loss" in done.stdout
+    assert "xz -9 needs" in done.stdout
+    assert "minitransformer generate model --prompt" in done.stdout
+    return root
+
+
+def test_the_output_folder(folder):
+    model = folder / "model"
+    assert sorted(path.name for path in model.iterdir()) == [
+        "config.json",
+        "corpus.json",
+        "loss.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30]
+    names = {"step", "train_loss", "val_loss", "learning_rate", "tokens_per_second"}
+    assert all(set(line) == names for line in lines)
+    assert lines[-1]["val_loss"] < lines[0]["val_loss"]
+    assert (model / "loss.png").read_bytes().startswith(b"\x89PNG")
+    ours = json.loads((model / "config.json").read_text())["minitransformer"]
+    assert (ours["recipe"], ours["step"]) == ("shakespeare", 30)
+
+
+def test_generate(folder):
+    arguments = "generate", "model", "--prompt", "the ", "--max-new-tokens", 30, "--seed", 3
+    first = minitransformer(*arguments, cwd=folder)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("the ")
+    assert len(first.stdout) == len("the ") + 30 + 1
+    assert minitransformer(*arguments, cwd=folder).stdout == first.stdout
+    assert minitransformer(*arguments, "--top-k", 1, "--top-p", 0.5, cwd=folder).returncode == 0
+
+
+def test_evaluate(folder):
+    def score(*arguments):
+        done = minitransformer("evaluate", "model", *arguments, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    own = score()
+    assert own["text"] == "validation"
+    assert own["tokens"] == len(TEXT) - int(0.9 * len(TEXT)) - 1
+    assert score("--data", "text.txt") == own
+    (folder / "other.txt").write_text(TEXT[:100])
+    other = score("--data", "other.txt")
+    assert (other["text"], other["tokens"]) == ("whole", 99)
+
+
+def test_recipes_and_info():
+    listed = minitransformer("recipes")
+    assert listed.returncode == 0
+    assert {line.split()[0] for line in listed.stdout.splitlines()} >= {"python", "shakespeare"}
+    shown = minitransformer("info")
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in ("minitransformer", "numpy", "BLAS", "threads", "GPU"))
+
+
+def test_the_output_folder_has_a_name_of_its_own_each_time(folder):
+    for name in ("runs/shakespeare", "runs/shakespeare-2"):
+        done = minitransformer(
+            "train", "shakespeare", "--data", "text.txt", *SETTINGS, "--set", "max_steps=0", cwd=folder
+        )
+        assert done.returncode == 0, done.stderr
+        assert (folder / name / "model.safetensors").exists()
+
+
+def mistakes():
+    train = "train", "shakespeare", "--output-dir", "new"
+    yield "recipe", ("train", "pyton"), "there is no recipe 'pyton'; did you mean 'python'?"
+    yield "setting", ("train", "--set", "max_step=1"), "did you mean 'max_steps'?"
+    yield "heads", (*train, "--set", "heads=3"), "cannot be divided into 3 heads"
+    yield "no data", train, "give it with --data PATH"
+    yield "missing data", (*train, "--data", "none.txt"), "there is no file none.txt"
+    yield "empty data", (*train, "--data", "empty.txt"), "empty.txt is empty"
+    yield "bytes", (*train, "--data", "bytes.txt"), "byte 0xff at offset 2"
+    yield "short", (*train, "--data", "short.txt"), "the text is too short"
+    yield "device", (*train, "--data", "text.txt", "--device", "tpu"), "no device 'tpu'"
+    yield (
+        "folder",
+        ("train", "shakespeare", "--data", "text.txt", "--output-dir", "model"),
+        "holds another run",
+    )
+    yield "file", ("train", "shakespeare", "--data", "text.txt", "--output-dir", "text.txt"), "is a file"
+    yield "no model", ("generate", "nowhere"), "there is no folder nowhere"
+    yield "not a model", ("evaluate", "."), "config.json is missing"
+    yield "unknown characters", ("generate", "model", "--prompt", "QUEEN"), "never saw: 'E' (U+0045)"
+    yield "temperature", ("generate", "model", "--temperature", -1), "temperature is -1"
+    yield "other text", ("evaluate", "model", "--data", "bytes.txt"), "is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [pytest.param(*case, id=name) for name, *case in mistakes()]
+)
+def test_a_mistake_is_answered_by_one_line(folder, arguments, message):
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "bytes.txt").write_bytes(b"ab\xff")
+    (folder / "short.txt").write_text("too short")
+    done = minitransformer(*arguments, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("minitransformer: error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (folder / "new").exists()
+
+
+def test_cuda_without_a_gpu(folder):
+    done = minitransformer("generate", "model", "--device", "cuda", cwd=folder, env=without_gpu())
+    assert done.returncode == 1
+    assert done.stderr.startswith("minitransformer: error: device 'cuda' needs")
+    assert done.stderr.count("\n") == 1
+
+
+def without_gpu():
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def test_divergence_keeps_the_last_good_weights(folder):
+    done = minitransformer(
+        *("train", "shakespeare", "--data", "text.txt", "--output-dir", "diverged", *SETTINGS),
+        *("--set", "learning_rate=1e30", "--set", "max_grad_norm=0", "--set", "warmup_steps=0"),
+        cwd=folder,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("minitransformer: error: training diverged at step ")
+    assert done.stderr.count("\n") == 1
+    assert "diverged keeps the weights of step 0" in done.stderr
+    assert minitransformer("evaluate", "diverged", cwd=folder).returncode == 0
+
+
+def test_interruption_finishes_the_step_and_saves(folder):
+    running = subprocess.Popen(
+        command(
+            *("train", "shakespeare", "--data", "text.txt", "--output-dir", "stopped", *SETTINGS),
+            *("--set", "max_steps=1000000", "--set", "eval_steps=1000000"),
+        ),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = folder / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors == ""
+    assert "stopped holds the model as it is" in output
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    saved = json.loads((folder / "stopped" / "config.json").read_text())["minitransformer"]["step"]
+    assert last["step"] == saved > 20
+    assert minitransformer("generate", "stopped", "--max-new-tokens", 3, cwd=folder).returncode == 0
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(folder):
+    """A limit on the size of files stands in for the disk: the weights do not fit, the rest does."""
+    import resource
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = minitransformer(
+        *("train", "shakespeare", "--data", "text.txt", "--output-dir", "full", *SETTINGS),
+        cwd=folder,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("minitransformer: error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list((folder / "full").glob(".*")), "a temporary file was left behind"
