@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face's GPT-2 layout: ``config.json``, ``model.safetensors``, ``tokenizer.json``.
+"""Model folders in Hugging Face's GPT-2 layout: ``config.json`` and ``model.safetensors``.
 
 ``transformers`` reads what is written here and the other way round. What its configuration has no field
 for stands under the key ``"minitransformer"``: a model without biases is written with biases of zero and
@@ -19,7 +19,7 @@ from minitransformer.files import read_json, replacing, write_json
 from minitransformer.functional import sinusoidal_positions
 from minitransformer.models import GPT, GPTConfig
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu", "relu": "relu"}
 PREFIX = "transformer."
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers.decoders import DecodeStream
 
-from minitransformer.checkpoint import TOKENIZER, load_model
+from minitransformer.checkpoint import load_model
 from minitransformer.corpus import python_corpus, read_text, sha256, text_corpus
 from minitransformer.display import TerminalDisplay
 from minitransformer.errors import DeviceError, DivergedError, InputError
@@ -23,7 +23,7 @@ from minitransformer.info import information
 from minitransformer.memory import peak_memory, reuse_freed_memory
 from minitransformer.recipes import load_recipe, recipe_names
 from minitransformer.run import CORPUS, LOSS_PICTURE, METRICS, start_id, train_recipe
-from minitransformer.tokenizer import encode, load_tokenizer
+from minitransformer.tokenizer import TOKENIZER, encode, load_tokenizer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -164,7 +164,7 @@ def _load(folder, device):
         raise InputError(f"there is no folder {folder}")
     reuse_freed_memory()
     model = load_model(folder, device=device)
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.get_vocab_size() != model.config.vocabulary_size:
         raise InputError(
             f"{folder / TOKENIZER} has {tokenizer.get_vocab_size()} tokens but the model "

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from minitransformer.checkpoint import CONFIG, TOKENIZER, WEIGHTS, save_model
+from minitransformer.checkpoint import CONFIG, WEIGHTS, save_model
 from minitransformer.corpus import python_corpus, text_corpus
 from minitransformer.errors import DivergedError, InputError
 from minitransformer.files import replacing, write_json
@@ -16,7 +16,7 @@ from minitransformer.generation import generate
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT
 from minitransformer.plots import plot_loss
-from minitransformer.tokenizer import character_tokenizer, encode
+from minitransformer.tokenizer import TOKENIZER, character_tokenizer, encode
 from minitransformer.training import sampled_loss, training_steps
 
 METRICS, CORPUS, LOSS_PICTURE = "metrics.jsonl", "corpus.json", "loss.png"

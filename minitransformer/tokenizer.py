@@ -1,10 +1,13 @@
 """Tokenizers: text to token ids and back, with the ``tokenizers`` library and in its file format."""
 
+from pathlib import Path
+
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
 from minitransformer.errors import InputError
 
+TOKENIZER = "tokenizer.json"
 CHUNK = 2**14  # characters encoded at a time: bounds the library's memory
 CHUNKS = 8
 
@@ -46,8 +49,9 @@ def is_character_level(tokenizer):
     return tokenizer.pre_tokenizer is None and all(len(token) == 1 for token in tokenizer.get_vocab())
 
 
-def load_tokenizer(path):
-    """Return the tokenizer saved at ``path`` (a ``tokenizer.json``)."""
+def load_tokenizer(folder):
+    """Return the tokenizer of a trained model's ``folder`` (its ``tokenizer.json``)."""
+    path = Path(folder) / TOKENIZER
     if not path.is_file():
         raise InputError(f"{path} is missing; a trained model's folder holds one")
     try:

@@ -70,7 +70,7 @@ def test_character_tokenizer_round_trips(tmp_path):
     assert ids.tolist() == [characters.index(character) for character in text]
     assert tokenizer.decode(ids.tolist()) == text
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    np.testing.assert_array_equal(encode(load_tokenizer(tmp_path / "tokenizer.json"), text), ids)
+    np.testing.assert_array_equal(encode(load_tokenizer(tmp_path), text), ids)
 
 
 def test_long_texts_are_encoded_in_pieces():
@@ -95,10 +95,10 @@ def test_transformers_reads_the_tokenizer(tmp_path, transformers):
 def test_a_damaged_tokenizer(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(InputError, match="is missing"):
-        load_tokenizer(path)
+        load_tokenizer(tmp_path)
     path.write_text('{"version": "1.0", "model": {"type"')
     with pytest.raises(InputError, match="is not a tokenizer file"):
-        load_tokenizer(path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 25])

@@ -1,0 +1,52 @@
+"""What all tests share: the independent oracles, and settings that make every run the same."""
+
+import importlib
+import os
+import warnings
+
+import pytest
+from hypothesis import settings
+
+NEEDS_ORACLE = "needs the oracle extra"
+
+settings.register_profile("same every time", derandomize=True, deadline=None, database=None)
+settings.load_profile("same every time")
+
+
+def oracle(name):
+    """Import an oracle; where it is missing skip, or fail if MINITRANSFORMER_REQUIRE_ORACLES is 1."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, while it loads
+            return importlib.import_module(name)
+    except ImportError:
+        reason = f"{NEEDS_ORACLE}: {name} is not installed; pip install -e '.[oracle]'"
+    if os.environ.get("MINITRANSFORMER_REQUIRE_ORACLES") == "1":
+        pytest.fail(reason)
+    return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch."""
+    module = oracle("torch")
+    module.set_num_threads(1)  # its pool and NumPy's would wait for each other
+    return module
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    """Hugging Face transformers."""
+    return oracle("transformers")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how much was not compared with anything."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(NEEDS_ORACLE in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(
+            f"{count} tests were skipped that compare with PyTorch or transformers: "
+            "install them with pip install -e '.[oracle]'",
+            yellow=True,
+        )

@@ -1,0 +1,74 @@
+"""Every tutorial runs from start to end, its exercises fail as stubs and pass as solved."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "tutorials"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CHECKED = re.compile(r"exercise [\d.]+: (passed|not yet)")
+
+
+def run(notebook):
+    """Execute a copy of ``notebook``, each cell within 90 seconds."""
+    copy = nbformat.from_dict(notebook)
+    NotebookClient(copy, timeout=90, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    return copy
+
+
+def with_solutions(notebook):
+    copy = nbformat.from_dict(notebook)
+    for cell in exercises(copy):
+        cell.source = cell.metadata["solution"]
+    return copy
+
+
+def exercises(notebook):
+    return [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", ())]
+
+
+def verdicts(notebook):
+    return CHECKED.findall("".join(texts(notebook)))
+
+
+def texts(notebook):
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            yield output.get("text", "")
+
+
+def shown_sources(notebook):
+    return [
+        output.data["text/markdown"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "text/markdown" in output.get("data", {})
+    ]
+
+
+def test_there_are_tutorials():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tutorial(path):
+    committed = nbformat.read(path, as_version=4)
+    count = len(exercises(committed))
+    assert count >= 2
+
+    as_read = run(committed)
+    assert verdicts(as_read) == ["not yet"] * count
+    assert verdicts(run(with_solutions(committed))) == ["passed"] * count
+    assert shown_sources(as_read) == shown_sources(committed), "the library changed: run the notebook again"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tutorial_is_committed_with_its_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert verdicts(notebook) == ["not yet"] * len(exercises(notebook))
+    kinds = {output.output_type for cell in notebook.cells for output in cell.get("outputs", ())}
+    assert "error" not in kinds
+    assert "display_data" in kinds
