@@ -35,13 +35,10 @@ def check_operation(forward, backward, *arrays, seed=0, **settings):
 
     ``settings`` go to ``forward`` as they are. Returns ``{argument: error}``, or raises ``GradientError``.
     """
-    parameters = inspect.signature(forward).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    if len(names) < len(arrays):  # the forward takes *arrays
-        names = [f"argument {index}" for index in range(len(arrays))]
+    names = _positional_names(forward, len(arrays))
     arrays = [None if array is None else array.copy() for array in arrays]
     y, saved = forward(*arrays, **settings)
-    upstream = _draw(np.random.default_rng(seed), y)
+    upstream = _draw(_random(seed), y)
     gradients = backward(upstream, saved)
     arguments = {
         name: (array, gradient)
@@ -59,9 +56,12 @@ def check_layer(layer, *inputs, seed=0, **settings):
     ``inputs`` and ``settings`` go to the layer as they are; those of ``inputs`` that are float arrays are
     differentiated. The layer's parameters get random values for the check, and their own back after it.
     """
-    random = np.random.default_rng(seed)
+    random = _random(seed)
     inputs = [value.copy() if _is_float_array(value) else value for value in inputs]
-    differentiable = {f"input {i}": value for i, value in enumerate(inputs) if _is_float_array(value)}
+    names = _positional_names(layer, len(inputs))
+    differentiable = {
+        name: value for name, value in zip(names, inputs, strict=True) if _is_float_array(value)
+    }
     with _random_parameters(layer, random):
         y, pullback = layer(*inputs, **settings)
         upstream = _draw(random, y)
@@ -84,7 +84,7 @@ def check_model(model, batch, seed=0, **settings):
 
     ``batch`` and ``settings`` go to ``model.loss``; its totals are weighted at random.
     """
-    random = np.random.default_rng(seed)
+    random = _random(seed)
     with _random_parameters(model, random):
         totals, backward = model.loss(batch, **settings)
         weights = {name: random.uniform(0.5, 1.5) for name in totals}
@@ -115,6 +115,8 @@ KINKED_DIRECTION = _Difference(1e-4, 2, 1e-6)
 
 
 def _check(name, arguments, value, seed):
+    for argument, (array, gradient) in arguments.items():
+        _check_form(name, argument, array, gradient)
     arguments = {argument: (array, to_numpy(gradient)) for argument, (array, gradient) in arguments.items()}
     with watching(_ReluSigns()) as signs:
         value()
@@ -122,11 +124,25 @@ def _check(name, arguments, value, seed):
     if not has_kinks and sum(array.size for array, _ in arguments.values()) <= ELEMENTS_UP_TO:
         return {argument: _check_elements(name, argument, arguments, value) for argument in arguments}
     difference = KINKED_DIRECTION if has_kinks else DIRECTION
-    random = np.random.default_rng(seed + 1)
+    random = _random(seed, "directions")
     return {
         argument: _check_directions(name, argument, arguments, value, difference, random)
         for argument in arguments
     }
+
+
+def _check_form(name, argument, array, gradient):
+    """Raise GradientError unless ``gradient`` is of the shape of ``array`` and all its entries are finite."""
+    shape = getattr(gradient, "shape", None)
+    if shape != array.shape:
+        what = f"of shape {shape}" if shape is not None else f"a {type(gradient).__name__}"
+        raise GradientError(f"{name}: the gradient of {argument} is {what}; expected shape {array.shape}")
+    gradient = to_numpy(gradient)
+    if not np.isfinite(gradient).all():
+        index = tuple(map(int, np.argwhere(~np.isfinite(gradient))[0]))
+        raise GradientError(
+            f"{name}: the gradient of {argument} is wrong; at index {index} backward gives {gradient[index]}"
+        )
 
 
 def _check_elements(name, argument, arguments, value):
@@ -256,6 +272,18 @@ def _random_parameters(layer, random):
 
 def _parameter_arguments(layer):
     return {path: (p.value, p.gradient.copy()) for path, p in layer.parameters().items()}
+
+
+def _random(seed, purpose="values"):
+    """Return a generator that repeats nothing that a caller drew from ``default_rng(seed)``."""
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
+def _positional_names(function, count):
+    """Return the names of the first ``count`` positional parameters; numbers for ``*arrays``."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][:count]
+    return names if len(names) == count else [f"argument {index}" for index in range(count)]
 
 
 def _draw(random, y):

@@ -14,7 +14,8 @@ def trace(file=None):
     A forward's line shows the shapes that went in and came out and the bytes saved for backward; a
     backward's the Euclidean norms of the gradient that went in and of those that came out, in the order of
     the forward's arrays. Where a layer owns the gradient, the norm is of what has been added up so far.
-    ``file`` is standard output unless given.
+    What an operation merely refers to, such as its weight, counts among what it saved. ``file`` is standard
+    output unless given.
 
         with minitransformer.trace():
             totals, backward = model.loss(batch)

@@ -69,9 +69,9 @@ def attention_backward(dy, saved):
 
     keep = _keep(probabilities, dropout, key)
     _sum_of_group(_dropped(probabilities, keep, dropout).swapaxes(-1, -2), dy_heads, out=dv)
-    dscores = _dropped(dy_heads @ _heads_of_keys(v).swapaxes(-1, -2), keep, dropout)
+    dscores = _dropped(dy_heads @ _heads_of_keys(v).swapaxes(-1, -2), keep, dropout)  # dP so far
     dscores -= (dscores * probabilities).sum(axis=-1, keepdims=True)
-    dscores *= probabilities
+    dscores *= probabilities  # now dS
     dscores *= scale
     xp.matmul(dscores, _heads_of_keys(k), out=_heads_of_queries(dq, groups))
     _sum_of_group(dscores.swapaxes(-1, -2), q_heads, out=dk)
@@ -83,10 +83,15 @@ def attention_weights(q, k, *, mask, bias=None, scale=None):
 
     Arguments as in ``attention``. It has no backward: nothing is computed from what is drawn.
     """
+    return _attention_weights(q, k, mask=mask, bias=bias, scale=scale)[0]
+
+
+@forward
+def _attention_weights(q, k, *, mask, bias, scale):
     _check("attention_weights", q, k, k, mask)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     probabilities = _probabilities(q, k, mask, bias, scale)
-    return probabilities.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    return probabilities.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1]), None
 
 
 def _probabilities(q, k, mask, bias, scale):
@@ -97,8 +102,9 @@ def _probabilities(q, k, mask, bias, scale):
     scores *= scale
     if bias is not None:
         bias = _bias_by_groups(xp.asarray(bias), scores.shape)
-        scores += bias
-        xp.copyto(scores, -math.inf, where=bias <= INVISIBLE)
+        invisible = bias <= INVISIBLE
+        scores += xp.where(invisible, 0, bias)
+        xp.copyto(scores, -math.inf, where=invisible)
     seen = visible(xp, mask, q.shape[1], k.shape[1])
     if seen is not None:
         xp.copyto(scores, -math.inf, where=~seen[:, None, None])

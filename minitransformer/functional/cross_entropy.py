@@ -33,10 +33,15 @@ def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0)
         dlogits = dtotal · (p − q),   0 in ignored rows
     """
     xp = array_module(logits)
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: logits have shape {logits.shape} and targets {targets.shape}; "
+            f"expected targets of shape {logits.shape[:-1]}"
+        )
+    check_ids("cross_entropy", xp.where(targets == ignore_index, 0, targets), logits.shape[-1])
     targets = targets.reshape(-1)
     counted = targets != ignore_index
     targets = xp.where(counted, targets, 0)
-    check_ids("cross_entropy", targets, logits.shape[-1])
 
     log_probabilities, _ = log_softmax(logits.reshape(targets.size, logits.shape[-1]))
     rows = xp.arange(targets.size)

@@ -37,7 +37,9 @@ def embedding(table, *, ids):
 def embedding_backward(dy, saved, *, add_to=None):
     """Return ``(dtable,)``."""
     xp = array_module(dy)
-    dtable = xp.zeros((saved.rows, dy.shape[-1]), dy.dtype) if add_to is None else add_to[0]
+    dtable = add_to[0] if add_to else None
+    if dtable is None:
+        dtable = xp.zeros((saved.rows, dy.shape[-1]), dy.dtype)
     xp.add.at(dtable, saved.ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))
     return (dtable,)
 

@@ -55,6 +55,8 @@ def add_layer_norm(x, residual, gain, bias, *, eps=1e-5):
     ``x`` and ``residual`` (…, D), ``gain`` (D,), ``bias`` (D,) or None → (…, D). Both terms of the sum
     receive the gradient that layer norm hands back.
     """
+    if x.shape != residual.shape:
+        raise ValueError(f"add_layer_norm: x has shape {x.shape} but residual {residual.shape}")
     return layer_norm(x + residual, gain, bias, eps=eps)
 
 

@@ -31,6 +31,11 @@ def layer_norm(x, gain, bias, *, eps=1e-5):
     The gain is *inside* both means. Over all rows, dgain = Σ dy · x̂ and dbias = Σ dy.
     """
     xp = array_module(x)
+    if gain.shape != x.shape[-1:] or (bias is not None and bias.shape != gain.shape):
+        raise ValueError(
+            f"layer_norm: x has shape {x.shape}; expected gain and bias of shape {x.shape[-1:]}, "
+            f"not {gain.shape}" + ("" if bias is None else f" and {bias.shape}")
+        )
     normalised = x - x.mean(axis=-1, keepdims=True)
     variance = xp.square(normalised).mean(axis=-1, keepdims=True)
     inverse_deviation = 1 / xp.sqrt(variance + eps)

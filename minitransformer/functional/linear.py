@@ -30,6 +30,8 @@ def linear(x, weight, bias):
             f"linear: x has shape {x.shape} and weight {weight.shape}; "
             f"the last axis of x must be as long as the first of weight"
         )
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
     y = rows(x) @ weight
     if bias is not None:
         y += bias

@@ -23,6 +23,11 @@ def add_positions(x, table, *, positions):
 
     A sum hands its gradient to both terms: dx = dy, and dtable_p = Σ dy_bt over all (b, t) at position p.
     """
+    if x.ndim != 3 or positions.shape not in (x.shape[:2], x.shape[1:2]):
+        raise ValueError(
+            f"add_positions: x has shape {x.shape} and positions {positions.shape}; "
+            "expected (B, T, D) and (T,) or (B, T)"
+        )
     check_ids("add_positions", positions, table.shape[0])
     return x + table[positions], AddPositionsSaved(positions, table.shape[0])
 

@@ -35,6 +35,11 @@ def forward(function):
     @functools.wraps(function)
     def checked(*arrays, **settings):
         dtype = common_type(function, arrays)
+        # a NumPy scalar among the settings would decide the type of the result; a Python one does not
+        settings = {
+            name: float(value) if isinstance(value, np.floating) else value
+            for name, value in settings.items()
+        }
         if dtype.name in COMPUTED_AS_THEY_ARE:
             return function(*arrays, **settings)
         y, saved = function(*(_cast(array, np.float32) for array in arrays), **settings)
@@ -58,6 +63,7 @@ def backward(function):
         if isinstance(saved, HalfSaved):
             dtype, saved = saved
             dy = _cast(dy, np.float32)
+        _check_type_of_gradient(function, dy, saved)
         gradients = function(dy, saved, add_to=add_to) if adds_itself else function(dy, saved)
         owners = add_to or (None,) * len(gradients)
         return tuple(
@@ -70,6 +76,7 @@ def backward(function):
 def common_type(function, arrays):
     """Return the one floating type of ``arrays``; raise TypeError, naming the argument, if there is none."""
     known = COMPUTED_AS_THEY_ARE + COMPUTED_IN_FLOAT32
+    function_name = function.__name__.lstrip("_")
     first_name, first_type = None, None
     for name, array in zip(inspect.signature(function).parameters, arrays, strict=False):
         if array is None:
@@ -77,16 +84,27 @@ def common_type(function, arrays):
         dtype = getattr(array, "dtype", None)
         if dtype is None or dtype.name not in known:
             kind = type(array).__name__ if dtype is None else f"{dtype.name} array"
-            raise TypeError(
-                f"{function.__name__}: {name} is a {kind}; expected an array of {', '.join(known)}"
-            )
+            raise TypeError(f"{function_name}: {name} is a {kind}; expected an array of {', '.join(known)}")
         if first_type is not None and dtype != first_type:
             raise TypeError(
-                f"{function.__name__}: {first_name} is {first_type.name} but {name} is {dtype.name}; "
+                f"{function_name}: {first_name} is {first_type.name} but {name} is {dtype.name}; "
                 "cast them to one type first"
             )
         first_name, first_type = first_name or name, dtype
     return first_type
+
+
+def _check_type_of_gradient(function, dy, saved):
+    """Raise TypeError if ``dy`` is an array of another type than the float arrays in ``saved``."""
+    if not getattr(dy, "ndim", 0):
+        return
+    for name, array in zip(saved._fields, saved, strict=True):
+        dtype = getattr(array, "dtype", None)
+        if dtype is not None and dtype.kind == "f" and dtype != dy.dtype:
+            raise TypeError(
+                f"{function.__name__}: the gradient is {dy.dtype.name} but {name} was {dtype.name}; "
+                "cast it to the type of the forward's result"
+            )
 
 
 def _cast(array, dtype):

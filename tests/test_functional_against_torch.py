@@ -1,0 +1,160 @@
+"""Every operation, in every variant of the table, against PyTorch and its autograd.
+
+In float64 the two must agree to rounding. In float32 our error, against PyTorch in float64, may be twice
+PyTorch's own.
+"""
+
+import numpy as np
+import pytest
+from test_attention import naive_visible
+from test_functional_gradients import CASES, names
+
+from minitransformer.functional import IGNORED, keep_mask
+
+ROUNDING = 2.0**-24  # of float32
+
+
+def norm(array):
+    return np.linalg.norm(np.asarray(array, np.float64))
+
+
+def assert_agree(ours, theirs, names):
+    """Compare gradients, or values, in float64, tensor by tensor."""
+    whole = norm([norm(array) for array in theirs])
+    for name, one, other in zip(names, ours, theirs, strict=True):
+        assert one.shape == other.shape, name
+        error = norm(one - other) / max(norm(other), 1e-3 * whole, 1e-300)
+        assert error <= 1e-10, f"{name}: {error:.1e}"
+
+
+def assert_as_exact_in_float32(ours, theirs, exact, names):
+    """Compare ``ours`` and ``theirs`` in float32, each with ``exact``."""
+    whole = norm([norm(array) for array in exact])
+    for name, one, other, right in zip(names, ours, theirs, exact, strict=True):
+        assert one.dtype == np.float32, name
+        allowed = 2 * max(norm(other - right), 16 * ROUNDING * max(norm(right), 1e-3 * whole))
+        assert norm(one - right) <= allowed, f"{name}: {norm(one - right):.1e} > {allowed:.1e}"
+
+
+def against(ours, theirs, inputs):
+    """Compare ``ours`` with ``theirs``, in float64 and in float32, at ``inputs`` (``{name: array}``).
+
+    Both are functions of ``inputs, dy`` that return y and the inputs' gradients; ``theirs`` returns the
+    shape of y where dy is None.
+    """
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    exact_inputs = {name: array.astype(np.float64) for name, array in inputs.items()}
+    dy = np.random.default_rng(1).normal(size=theirs(exact_inputs, None)).astype(np.float32)
+    exact_y, exact = theirs(exact_inputs, dy.astype(np.float64))
+    y, gradients = ours(exact_inputs, dy.astype(np.float64))
+    assert_agree([y], [exact_y], ["output"])
+    assert_agree(gradients, exact, list(inputs))
+
+    their_y, their_gradients = theirs(inputs, dy)
+    y, gradients = ours(inputs, dy)
+    assert_as_exact_in_float32([y], [their_y], [exact_y], ["output"])
+    assert_as_exact_in_float32(gradients, their_gradients, exact, list(inputs))
+
+
+def with_autograd(torch, function):
+    """Return ``function`` of named tensors in the form that ``against`` takes."""
+
+    def theirs(inputs, dy):
+        tensors = {name: torch.tensor(array, requires_grad=True) for name, array in inputs.items()}
+        y = function(tensors)
+        if dy is None:
+            return tuple(y.shape)
+        y.backward(torch.tensor(dy))
+        gradients = [t.new_zeros(t.shape) if t.grad is None else t.grad for t in tensors.values()]
+        return y.detach().numpy(), [gradient.numpy() for gradient in gradients]
+
+    return theirs
+
+
+class Reference:
+    """The operations, said in PyTorch."""
+
+    def __init__(self, torch):
+        self.torch, self.nn = torch, torch.nn.functional
+
+    def linear(self, x, weight, bias):
+        return self.nn.linear(x, weight.T, bias)
+
+    def softmax(self, x):
+        return self.nn.softmax(x, dim=-1)
+
+    def log_softmax(self, x):
+        return self.nn.log_softmax(x, dim=-1)
+
+    def layer_norm(self, x, gain, bias, eps=1e-5):
+        return self.nn.layer_norm(x, gain.shape, gain, bias, eps)
+
+    def add_layer_norm(self, x, residual, gain, bias, eps=1e-5):
+        return self.layer_norm(x + residual, gain, bias, eps)
+
+    def gelu_exact(self, x):
+        return self.nn.gelu(x)
+
+    def gelu_tanh(self, x):
+        return self.nn.gelu(x, approximate="tanh")
+
+    def relu(self, x):
+        return self.nn.relu(x)
+
+    def linear_gelu(self, x, weight, bias, form):
+        return self.nn.gelu(self.linear(x, weight, bias), approximate={"exact": "none", "tanh": "tanh"}[form])
+
+    def dropout(self, x, rate, key):  # theirs draws other numbers
+        return x * self.torch.tensor(keep_mask(np, key, tuple(x.shape), rate)) / (1 - rate)
+
+    def embedding(self, table, ids):
+        return self.nn.embedding(self.torch.tensor(ids.astype(np.int64)), table)
+
+    def add_positions(self, x, table, positions):
+        return x + self.nn.embedding(self.torch.tensor(positions), table)
+
+    def cross_entropy(self, logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
+        return self.nn.cross_entropy(
+            logits.reshape(targets.size, logits.shape[-1]),
+            self.torch.tensor(targets.reshape(-1)),
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+
+    def linear_cross_entropy(self, h, table, bias, **settings):
+        return self.cross_entropy(self.nn.linear(h, table, bias), **settings)
+
+    def attention(self, q, k, v, mask, bias=None, scale=None, dropout=0.0, key=None):
+        batch, queries, heads, _ = q.shape
+        keys, per_group = k.shape[1], heads // k.shape[2]
+        seen = naive_visible(mask, batch, queries, keys)[:, None]
+        scores = np.zeros((batch, heads, queries, keys)) if bias is None else bias
+        seen = np.broadcast_to(seen & (scores > -1e30), (batch, heads, queries, keys))
+        added = self.torch.tensor(np.where(seen, scores, -np.inf), dtype=q.dtype)
+        q, k, v = (x.transpose(1, 2) for x in (q, *(x.repeat_interleave(per_group, 2) for x in (k, v))))
+        if key is None or not dropout:
+            y = self.nn.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+        else:  # theirs draws other numbers
+            scale = q.shape[-1] ** -0.5 if scale is None else scale
+            weights = self.nn.softmax(q @ k.mT * scale + added.clamp(min=-1e30), dim=-1)
+            keep = keep_mask(np, key, (batch, heads, queries, keys), dropout) & seen
+            y = weights * self.torch.tensor(keep) / (1 - dropout) @ v
+        return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=names(CASES))
+def test_agrees_with_pytorch(case, torch):
+    arrays = case.arrays()
+    inputs = {f"argument {place}": array for place, array in enumerate(arrays) if array is not None}
+
+    def all_arguments(named):
+        return [named.get(f"argument {place}") for place in range(len(arrays))]
+
+    def ours(inputs, dy):
+        y, saved = case.forward(*all_arguments(inputs), **case.settings)
+        return y, [gradient for gradient in case.backward(dy, saved) if gradient is not None]
+
+    reference = getattr(Reference(torch), case.operation)
+    theirs = with_autograd(torch, lambda tensors: reference(*all_arguments(tensors), **case.settings))
+    against(ours, theirs, inputs)

@@ -1,0 +1,356 @@
+"""What all operations of ``minitransformer.functional`` have in common: types, ownership, messages."""
+
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from test_functional_gradients import CASES, SMALL_CASES, heads, names
+
+from minitransformer import functional
+from minitransformer.functional import Key, Mask, causal_mask, full_mask
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FULL_TYPES = [np.dtype("float32"), np.dtype("float64")]
+HALF_TYPES = [np.dtype("float16"), BFLOAT16]
+
+in_every_case = pytest.mark.parametrize("case", SMALL_CASES, ids=names(SMALL_CASES))
+
+
+def cast(arrays, dtype):
+    return [None if array is None else array.astype(dtype) for array in arrays]
+
+
+def upstream(y, seed=1):
+    """Return a random gradient of ``y``, in its type."""
+    return np.asarray(np.random.default_rng(seed).normal(size=np.shape(y)), y.dtype)
+
+
+def forward_and_backward(case, arrays, **settings):
+    """Return the value of ``case`` at ``arrays`` and all gradients."""
+    y, saved = case.forward(*arrays, **(case.settings | settings))
+    return y, case.backward(upstream(y), saved)
+
+
+def arrays_within(value):
+    """Return all arrays in nested tuples."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    return [array for part in value for array in arrays_within(part)] if isinstance(value, tuple) else []
+
+
+# --- types
+
+
+@pytest.mark.parametrize("dtype", FULL_TYPES, ids=str)
+@in_every_case
+def test_type_in_is_type_out(case, dtype):
+    arrays = cast(case.arrays(), dtype)
+    y, gradients = forward_and_backward(case, arrays)
+    assert y.dtype == dtype
+    for array, gradient in zip(arrays, gradients, strict=True):
+        assert (gradient is None) == (array is None)
+        if array is not None:
+            assert (gradient.dtype, gradient.shape) == (dtype, array.shape)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@in_every_case
+def test_half_types_are_computed_in_float32(case, dtype):
+    arrays = cast(case.arrays(), dtype)
+    y, saved = case.forward(*arrays, **case.settings)
+    in_float32, saved_in_float32 = case.forward(*cast(arrays, np.float32), **case.settings)
+    rounded = in_float32 if in_float32.ndim == 0 else in_float32.astype(dtype)  # totals stay in float32
+    assert y.dtype == rounded.dtype
+    np.testing.assert_array_equal(y, rounded)
+
+    dy = upstream(y)
+    gradients = case.backward(dy, saved)
+    gradients_in_float32 = case.backward(dy.astype(np.float32), saved_in_float32)
+    for gradient, other in zip(gradients, gradients_in_float32, strict=True):
+        assert (gradient is None) == (other is None)
+        if other is not None:
+            assert gradient.dtype == dtype
+            np.testing.assert_array_equal(gradient, other.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("operation", "setting"),
+    [
+        ("layer_norm", "eps"),
+        ("dropout", "rate"),
+        ("cross_entropy", "label_smoothing"),
+        ("linear_cross_entropy", "label_smoothing"),
+        ("attention", "scale"),
+        ("attention", "dropout"),
+    ],
+)
+def test_a_setting_in_float64_changes_no_type(operation, setting):
+    case = next(case for case in SMALL_CASES if case.operation == operation and case.settings.get(setting))
+    arrays = cast(case.arrays(), np.float32)
+    y, gradients = forward_and_backward(case, arrays, **{setting: np.float64(case.settings[setting])})
+    assert {array.dtype.name for array in (y, *gradients) if array is not None} == {"float32"}
+
+
+def test_an_additive_bias_in_float64_changes_no_type():
+    q, k, v = cast(map(np.ones, heads(1, 2, 2, 1, 1, 2)), np.float32)
+    hidden = np.array([[0.0, -1e300], [0.0, np.finfo(np.float64).min]])
+    y, _ = functional.attention(q, k, v, mask=full_mask(2), bias=hidden)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, v)
+
+
+@pytest.mark.parametrize("operation", sorted({case.operation for case in CASES}))
+def test_types_that_do_not_fit_are_errors(operation):
+    case = next(case for case in CASES if case.operation == operation)
+    arrays = case.arrays()
+    for place in range(1, len(arrays)):
+        mixed = [*arrays]
+        mixed[place] = arrays[place].astype(np.float32)
+        with pytest.raises(TypeError, match=rf"^{operation}: \w+ is float64 but \w+ is float32"):
+            case.forward(*mixed, **case.settings)
+    for wrong, kind in (
+        (np.ones(case.shapes[0], np.int64), "int64 array"),
+        (np.ones(case.shapes[0], bool), "bool array"),
+        (np.ones(case.shapes[0], complex), "complex128 array"),
+        ([1.0, 2.0], "list"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{operation}: \w+ is a {kind}; expected an array of float32"):
+            case.forward(wrong, *arrays[1:], **case.settings)
+
+
+def test_attention_weights_keep_the_rules_for_types():
+    shape = (1, 2, 1, 4)
+    large = np.full(shape, 200, np.float16)  # its products overflow float16
+    weights = functional.attention_weights(large, large, mask=full_mask(2))
+    assert weights.dtype == np.float16
+    np.testing.assert_array_equal(weights, 0.5)
+    for wrong in (large.astype(np.float32), large.astype(int)):
+        with pytest.raises(TypeError, match=r"^attention_weights: .*k is"):
+            functional.attention_weights(large, wrong, mask=full_mask(2))
+
+
+# --- ownership
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@in_every_case
+def test_nobody_writes_into_an_array_that_was_given(case, dtype):
+    arrays = cast(case.arrays(), dtype)
+    given = [*arrays_within((*arrays, *case.settings.values()))]
+    for array in given:
+        array.flags.writeable = False
+    try:
+        y, saved = case.forward(*arrays, **case.settings)
+        dy = upstream(y)
+        for array in (dy, *arrays_within((y, saved))):
+            array.flags.writeable = False
+        first = case.backward(dy, saved)
+        second = case.backward(dy, saved)
+    finally:
+        for array in given:
+            array.flags.writeable = True  # those of the settings belong to the table
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def check_adds(case, backward=None):
+    """Fail unless ``backward`` adds its gradients into the arrays that own them, whatever their layout."""
+    backward = backward or case.backward
+    y, saved = case.forward(*case.arrays(), **case.settings)
+    dy = upstream(y)
+    gradients = backward(dy, saved)
+    for number in range(len(gradients) + 1):  # all have owners, then all but one
+        owners = [
+            None if gradient is None or place == number else transposed(upstream(gradient))
+            for place, gradient in enumerate(gradients)
+        ]
+        before = [None if owner is None else owner.copy() for owner in owners]
+        returned = backward(dy, saved, add_to=tuple(owners))
+        for gradient, owner, old, new in zip(gradients, owners, before, returned, strict=True):
+            if owner is None:
+                np.testing.assert_array_equal(new, gradient)
+            else:
+                assert new is owner
+                np.testing.assert_allclose(new, old + gradient, rtol=1e-12, atol=1e-12)
+
+
+@in_every_case
+def test_add_to_adds_and_returns_the_owner(case):
+    check_adds(case)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("owner_type", ["same", "float32"])
+@pytest.mark.parametrize("operation", ["linear", "layer_norm", "embedding", "linear_cross_entropy"])
+def test_gradients_of_half_types_can_be_added_to(operation, owner_type, dtype):
+    case = next(case for case in CASES if case.operation == operation)
+    y, saved = case.forward(*cast(case.arrays(), dtype), **case.settings)
+    gradients = case.backward(upstream(y), saved)
+    owners = tuple(np.ones(g.shape, dtype if owner_type == "same" else owner_type) for g in gradients)
+    returned = case.backward(upstream(y), saved, add_to=owners)
+    for gradient, owner, new in zip(gradients, owners, returned, strict=True):
+        assert new is owner
+        rounding = float(ml_dtypes.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            new.astype(float), 1 + gradient.astype(float), rtol=2 * rounding, atol=2 * rounding
+        )
+
+
+def test_the_gradient_of_a_large_table_is_never_a_temporary():
+    rows, width, tokens = 4096, 512, 4
+    random = np.random.default_rng(0)
+    table, gradient = random.normal(size=(rows, width)), np.ones((rows, width))
+    h, ids = random.normal(size=(tokens, width)), random.integers(0, rows, tokens)
+    for operation, arrays, owners, settings in (
+        ("linear", (h, table.T, None), (None, gradient.T, None), {}),
+        ("linear", (random.normal(size=(tokens, rows)), table, None), (None, gradient, None), {}),
+        ("linear_cross_entropy", (h, table, None), (None, gradient, None), {"targets": ids}),
+        ("embedding", (table,), (gradient,), {"ids": ids}),
+    ):
+        backward = getattr(functional, f"{operation}_backward")
+        y, saved = getattr(functional, operation)(*arrays, **settings)
+        expected = backward(upstream(y), saved)
+        gradient[...] = 1
+        tracemalloc.start()
+        backward(upstream(y), saved, add_to=owners)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < table.nbytes / 4, operation
+        for owner, other in zip(owners, expected, strict=True):
+            if owner is not None:
+                np.testing.assert_allclose(owner, 1 + other, rtol=1e-12, atol=1e-12)
+
+
+# --- layouts
+
+
+def transposed(array):
+    """Return the same values, laid out in memory with the axes in reverse."""
+    return np.asfortranarray(array)
+
+
+def every_other_backwards(array):
+    """Return the same values as a view with steps of −2."""
+    room = np.empty([2 * length for length in array.shape], array.dtype)
+    view = room[(..., *(slice(None, None, -2),) * array.ndim)]
+    view[...] = array
+    return view
+
+
+@pytest.mark.parametrize("layout", [transposed, every_other_backwards])
+@in_every_case
+def test_views_count_by_their_values(case, layout):
+    arrays = case.arrays()
+    y, gradients = forward_and_backward(case, arrays)
+    views = [None if array is None else layout(array) for array in arrays]
+    y_of_views, saved = case.forward(*views, **case.settings)
+    gradients_of_views = case.backward(layout(upstream(y)), saved)
+    np.testing.assert_allclose(y_of_views, y, rtol=1e-12, atol=1e-13)
+    for gradient, other in zip(gradients_of_views, gradients, strict=True):
+        assert (gradient is None) == (other is None)
+        if other is not None:
+            np.testing.assert_allclose(gradient, other, rtol=1e-12, atol=1e-13)
+
+
+# --- messages
+
+
+def attend(queries, keys, values=None, mask=None, **settings):
+    values = keys if values is None else values
+    mask = full_mask(3) if mask is None else mask
+    return functional.attention(*map(np.ones, (queries, keys, values)), mask=mask, **settings)
+
+
+def score(logits, targets):
+    return functional.cross_entropy(np.ones(logits), targets=np.asarray(targets))
+
+
+TABLE = np.ones((5, 4))
+FOUR = 2, 3, 4, 2
+MESSAGES = {
+    "negative id": (
+        lambda: functional.embedding(TABLE, ids=np.array([[0, 1], [-1, 2]])),
+        r"embedding: id -1 at index \(1, 0\) is out of range; expected 0 to 4",
+    ),
+    "id too large": (
+        lambda: functional.embedding(TABLE, ids=np.array([[0, 1], [2, 5]])),
+        r"embedding: id 5 at index \(1, 1\) is out of range; expected 0 to 4",
+    ),
+    "position too large": (
+        lambda: functional.add_positions(np.ones((1, 2, 4)), TABLE, positions=np.array([4, 5])),
+        r"add_positions: id 5 at index \(1,\) is out of range; expected 0 to 4",
+    ),
+    "target too large": (
+        lambda: score((2, 2, 3), [[0, 1], [2, 3]]),
+        r"cross_entropy: id 3 at index \(1, 1\) is out of range; expected 0 to 2",
+    ),
+    "negative target": (
+        lambda: score((3, 3), [0, -100, -1]),
+        r"cross_entropy: id -1 at index \(2,\) is out of range; expected 0 to 2",
+    ),
+    "targets of another shape": (lambda: score((2, 3, 5), np.zeros((3, 2), int)), "cross_entropy: .*shape"),
+    "too many targets": (lambda: score((2, 3, 5), np.zeros((2, 4), int)), "cross_entropy: .*shape"),
+    "positions of an unbatched x": (
+        lambda: functional.add_positions(np.ones((2, 4)), TABLE, positions=np.arange(2)),
+        "add_positions: .*shape",
+    ),
+    "a residual that would be broadcast": (
+        lambda: functional.add_layer_norm(np.ones((2, 3, 4)), np.ones((3, 4)), np.ones(4), None),
+        "add_layer_norm: .*shape",
+    ),
+    "linear": (
+        lambda: functional.linear(np.ones((2, 3)), TABLE, None),
+        r"linear: x has shape \(2, 3\) and weight \(5, 4\); the last axis of x",
+    ),
+    "three axes": (lambda: attend((2, 3, 4), FOUR), r"attention: q, k, v have shapes \(2, 3, 4\)"),
+    "keys and values differ": (
+        lambda: attend(FOUR, FOUR, (2, 3, 4, 1)),
+        r"attention: q, k, v have shapes .* \(2, 3, 4, 1\); expected",
+    ),
+    "batches differ": (lambda: attend(FOUR, (1, 3, 4, 2)), "attention: .* differ in batch or head width"),
+    "head widths differ": (lambda: attend(FOUR, (2, 3, 4, 1)), "attention: .* differ in batch or head width"),
+    "groups": (lambda: attend(FOUR, (2, 3, 3, 2)), "attention: 4 query heads over 3 key/value heads"),
+    "no key heads": (lambda: attend(FOUR, (2, 3, 0, 2)), "attention: 4 query heads over 0 key/value heads"),
+    "kv_len": (
+        lambda: attend(FOUR, FOUR, mask=Mask(np.array([1, 2, 3]))),
+        r"attention: mask.kv_len has shape \(3,\); expected an integer or shape \(2,\)",
+    ),
+    "prefix_len": (
+        lambda: attend(FOUR, FOUR, mask=Mask(3, np.zeros((2, 1), int))),
+        r"attention: mask.prefix_len has shape \(2, 1\)",
+    ),
+    "offset": (
+        lambda: attend(FOUR, FOUR, mask=Mask(3, 0, np.zeros((2, 3), int))),
+        r"attention: mask.offset has shape \(2, 3\)",
+    ),
+    "attention weights": (
+        lambda: functional.attention_weights(np.ones(FOUR), np.ones((2, 3, 3, 2)), mask=causal_mask(3)),
+        "attention_weights: 4 query heads over 3 key/value heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MESSAGES)
+def test_a_mistake_is_named(mistake):
+    call, message = MESSAGES[mistake]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, float("nan")])
+def test_a_rate_of_dropout_is_below_one(rate):
+    with pytest.raises(ValueError, match=rf"^dropout: dropout is {rate}; expected a number from 0 up to"):
+        functional.dropout(TABLE, rate=rate, key=Key(0))
+    with pytest.raises(ValueError, match=rf"^attention: dropout is {rate}; expected a number from 0 up to"):
+        attend(FOUR, FOUR, dropout=rate)
+
+
+def test_ids_are_integers():
+    for call in (
+        lambda: functional.embedding(TABLE, ids=np.ones(2)),
+        lambda: functional.add_positions(TABLE[None], TABLE, positions=np.arange(5.0)),
+        lambda: functional.cross_entropy(TABLE, targets=np.ones(5)),
+    ):
+        with pytest.raises(TypeError, match=r": ids have type float64; expected integers$"):
+            call()

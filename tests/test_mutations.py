@@ -1,0 +1,440 @@
+"""Planted mistakes: the checks of this suite are worth something only if they catch wrong gradients.
+
+Each row of the tables below replaces a text in the library's own source. The check that passes on the
+source as it stands must fail on the changed one.
+"""
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import test_layers
+from test_attention import check_visible
+from test_functional_gradients import SMALL_CASES
+from test_functional_rules import check_adds
+
+from minitransformer import functional, layers, models
+from minitransformer.functional import Key, Mask
+from minitransformer.gradcheck import GradientError, check_layer, check_model, check_operation
+
+
+def mutated(source, part, old, new):
+    """Return ``source`` with ``old`` replaced within its ``part``."""
+    assert source.count(part) == 1
+    assert part.count(old) == 1, f"the text to replace is there {part.count(old)} times"
+    return source.replace(part, part.replace(old, new))
+
+
+def run(source, module, namespace):
+    """Execute ``source`` as if it stood in ``module``; return what it defines."""
+    namespace = {"__name__": module.__name__, **namespace}
+    exec(compile(source, f"{module.__name__}, changed", "exec"), namespace)
+    return namespace
+
+
+# --- operations: a wrong backward with the right forward
+
+
+def check_gradients(operation, backward):
+    """Check ``backward`` in all variants of ``operation``."""
+    for case in SMALL_CASES:
+        if case.operation == operation:
+            check_operation(case.forward, backward, *case.arrays(), **case.settings)
+
+
+def check_sums(operation, backward):
+    """Check that ``backward`` adds to what was there."""
+    for case in SMALL_CASES:
+        if case.operation == operation:
+            check_adds(case, backward)
+
+
+class Operation(NamedTuple):
+    """A mistake in the backward of an operation, or in the function ``place`` of the same file."""
+
+    operation: str
+    mistake: str
+    old: str
+    new: str
+    place: str | None = None
+    check: Callable = check_gradients
+
+    def backward(self, old, new):
+        """Return the backward with ``old`` replaced by ``new``."""
+        name = f"{self.operation}_backward"
+        module = inspect.getmodule(inspect.unwrap(getattr(functional, name)))
+        part = inspect.getsource(inspect.unwrap(vars(module)[self.place or name]))
+        return run(mutated(inspect.getsource(module), part, old, new), module, {})[name]
+
+
+NORM_WITH_GAIN_INSIDE = """\
+    product *= saved.gain
+    dx = dy * saved.gain
+    dx -= dx.mean(axis=-1, keepdims=True)
+    dx -= normalised * product.mean(axis=-1, keepdims=True)
+"""
+NORM_WITH_GAIN_OUTSIDE = """\
+    dx = dy.copy()
+    dx -= dx.mean(axis=-1, keepdims=True)
+    dx -= normalised * product.mean(axis=-1, keepdims=True)
+    dx *= saved.gain
+"""
+
+OPERATIONS = [
+    Operation("linear", "bias gradient missing", "dy_rows.sum(axis=0)", "0 * dy_rows.sum(axis=0)"),
+    Operation("linear", "bias gradient of one row only", "dy_rows.sum(axis=0)", "dy_rows[0]"),
+    Operation(
+        "linear",
+        "weight gradient transposed",
+        "add_product(weight_owner, rows(saved.x).T, dy_rows)",
+        "(dy_rows.T @ rows(saved.x)).reshape(saved.weight.shape)",
+    ),
+    Operation(
+        "linear",
+        "weight not transposed",
+        "saved.weight.T",
+        "saved.weight.reshape(saved.weight.shape[::-1])",
+    ),
+    Operation("linear", "overwritten, not added", "+= a[part]", "= a[part]", "add_product", check_sums),
+    Operation("linear", "added twice", "return owner", "return owner.copy()", "add_product", check_sums),
+    Operation("softmax", "sum dropped", "(dy - (dy * y).sum(axis=-1, keepdims=True))", "dy"),
+    Operation("softmax", "sum without its weights", "(dy * y).sum", "dy.sum"),
+    Operation("softmax", "sum over all rows together", "axis=-1, ", ""),
+    Operation("log_softmax", "probabilities dropped", "xp.exp(saved.y) * ", ""),
+    Operation(
+        "log_softmax", "sum of the upstream gradient taken for 1", "dy.sum(axis=-1, keepdims=True)", "1"
+    ),
+    Operation("layer_norm", "gain outside the means", NORM_WITH_GAIN_INSIDE, NORM_WITH_GAIN_OUTSIDE),
+    Operation("layer_norm", "gain missing in one mean", "product *= saved.gain", "pass"),
+    Operation("layer_norm", "mean dropped", "dx -= dx.mean(axis=-1, keepdims=True)", "pass"),
+    Operation(
+        "layer_norm",
+        "the variance taken for a constant",
+        "dx -= normalised * product.mean(axis=-1, keepdims=True)",
+        "pass",
+    ),
+    Operation("layer_norm", "deviation dropped", "dx *= saved.inverse_deviation", "pass"),
+    Operation("layer_norm", "dgain from what is not normalised", "product.sum", "dy.sum"),
+    Operation("layer_norm", "dbias averaged", "dy.sum(axis=row_axes)", "dy.mean(axis=row_axes)"),
+    Operation("add_layer_norm", "residual forgotten", "dsum, dsum, dgain", "dsum, 0 * dsum, dgain"),
+    Operation("add_layer_norm", "residual past the norm", "dsum, dsum, dgain", "dsum, dy, dgain"),
+    Operation("gelu_exact", "wrong constant", "math.sqrt(2 * math.pi)", "math.sqrt(math.pi)"),
+    Operation("gelu_exact", "wrong exponent", "-0.5 *", "-1.0 *"),
+    Operation("gelu_exact", "x before the density forgotten", "slope *= x", "pass"),
+    Operation("gelu_exact", "product rule forgotten", "slope += cumulative", "pass"),
+    Operation("gelu_tanh", "constant rounded", "3 * CUBIC", "3 * 0.0447"),
+    Operation("gelu_tanh", "inner derivative without its 3", "3 * CUBIC", "CUBIC"),
+    Operation("gelu_tanh", "square of tanh forgotten", "1 - xp.square(tanh)", "1 - tanh"),
+    Operation("gelu_tanh", "√(2/π) forgotten", "slope *= SCALE", "pass"),
+    Operation("relu", "sign", "dy * saved.positive", "-dy * saved.positive"),
+    Operation("relu", "the other side", "dy * saved.positive", "dy * ~saved.positive"),
+    Operation(
+        "linear_gelu", "activation forgotten", "(dh,) = GELU[saved.form][1](dy, saved.gelu)", "dh = dy"
+    ),
+    Operation("linear_gelu", "always the exact form", "GELU[saved.form]", 'GELU["exact"]'),
+    Operation("dropout", "mask forgotten", "_masked(dy, saved.rate, saved.key)", "dy / (1 - saved.rate)"),
+    Operation("dropout", "not scaled", "y *= 1 / (1 - rate)", "pass", "_masked"),
+    Operation("dropout", "another key", "saved.key)", "saved.key._replace(stream=8))"),
+    Operation(
+        "embedding",
+        "repeated ids count once",
+        "xp.add.at(dtable, saved.ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))",
+        "dtable[saved.ids] += dy",
+    ),
+    Operation(
+        "embedding",
+        "what was there is forgotten",
+        "xp.add.at(dtable,",
+        "dtable[...] = 0\n    xp.add.at(dtable,",
+        check=check_sums,
+    ),
+    Operation("add_positions", "only the first row's", "dy.sum(axis=0)", "dy[0]"),
+    Operation(
+        "add_positions",
+        "repeated positions count once",
+        "xp.add.at(dtable, saved.positions, dpositions)",
+        "dtable[saved.positions] += dpositions",
+    ),
+    Operation(
+        "cross_entropy", "label smoothing forgotten", "dlogits -= label_smoothing / dlogits.shape[-1]", "pass"
+    ),
+    Operation(
+        "cross_entropy",
+        "smoothed over the wrong classes only",
+        "dlogits.shape[-1]\n",
+        "(dlogits.shape[-1] - 1)\n",
+    ),
+    Operation("cross_entropy", "the target's 1 not smoothed", "-= 1 - label_smoothing", "-= 1"),
+    Operation("cross_entropy", "ignored rows not zeroed", "(counted * dtotal)", "(0 * counted + dtotal)"),
+    Operation("cross_entropy", "upstream gradient forgotten", "(counted * dtotal)", "(counted * 1.0)"),
+    Operation(
+        "linear_cross_entropy", "upstream gradient forgotten", "(dtotal, saved.cross", "(1.0, saved.cross"
+    ),
+    Operation(
+        "linear_cross_entropy", "bias gradient missing", "dlogits.sum(axis=0)", "0 * saved.table[:, 0]"
+    ),
+    Operation(
+        "linear_cross_entropy",
+        "table gradient transposed",
+        "add_product(add_to[1] if add_to else None, dlogits.T, rows(saved.h))",
+        "(rows(saved.h).T @ dlogits).reshape(saved.table.shape)",
+    ),
+    Operation("attention", "scale dropped", "dscores *= scale", "pass"),
+    Operation(
+        "attention",
+        "softmax's sum dropped",
+        "dscores -= (dscores * probabilities).sum(axis=-1, keepdims=True)",
+        "pass",
+    ),
+    Operation("attention", "probabilities dropped", "dscores *= probabilities", "pass"),
+    Operation("attention", "dq and dk swapped", "return dq, dk, dv", "return dk, dq, dv"),
+    Operation("attention", "dk from the wrong side", "q_heads, out=dk", "dy_heads, out=dk"),
+    Operation("attention", "scores not transposed in dk", "dscores.swapaxes(-1, -2), q", "dscores, q"),
+    Operation("attention", "group averaged, not summed", "xp.sum(a @ b,", "xp.mean(a @ b,", "_sum_of_group"),
+    Operation(
+        "attention",
+        "only a group's first head",
+        "xp.sum(a @ b,",
+        "xp.sum((a @ b)[:, :, :1],",
+        "_sum_of_group",
+    ),
+    Operation(
+        "attention",
+        "heads grouped the other way",
+        "length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)",
+        "length, heads // groups, groups, width).transpose(0, 3, 2, 1, 4)",
+        "_heads_of_queries",
+    ),
+    Operation("attention", "dropout not scaled", "dropped *= 1 / (1 - rate)", "pass", "_dropped"),
+    Operation(
+        "attention",
+        "dropout forgotten before softmax",
+        "swapaxes(-1, -2), keep, dropout)  # dP so far",
+        "swapaxes(-1, -2), None, dropout)  # dP so far",
+    ),
+    Operation(
+        "attention",
+        "dropout forgotten in dv",
+        "_dropped(probabilities, keep, dropout)",
+        "_dropped(probabilities, None, dropout)",
+    ),
+    Operation(
+        "attention",
+        "another key",
+        "dropout, key)\n    _sum",
+        "dropout, key and key._replace(stream=8))\n    _sum",
+    ),
+]
+
+
+def named(rows):
+    return pytest.mark.parametrize("row", rows, ids=[f"{row[0]}-{row[1]}" for row in rows])
+
+
+@named(OPERATIONS)
+def test_a_mistake_in_an_operation_is_caught(row):
+    error = GradientError if row.check is check_gradients else AssertionError
+    wrong = row.backward(row.old, row.new)
+    with pytest.raises(error):
+        row.check(row.operation, wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if name.endswith("_backward")])
+def test_every_backward_has_mistakes_and_none_as_it_stands(name):
+    operation = name.removesuffix("_backward")
+    mistakes = [row for row in OPERATIONS if row.operation == operation]
+    assert len(mistakes) >= 2
+    for row in {(row.place, row.check): row for row in mistakes}.values():
+        row.check(operation, row.backward(row.old, row.old))
+
+
+# --- masks and owners
+
+
+def check_all_masks(visible):
+    """Compare ``visible`` with its definition on every small mask."""
+    for kv_len, prefix_len, offset, queries in np.ndindex(5, 5, 6, 3):
+        check_visible(visible, Mask(kv_len, prefix_len, offset - 2), 1, queries + 1, 3)
+        by_row = Mask(np.array([kv_len, 3]), np.array([prefix_len, 0]), np.array([offset - 2, 2]))
+        check_visible(visible, by_row, 2, queries + 1, 3)
+
+
+def check_owner_rule(backward):
+    """Check the decorator ``backward`` on an operation that leaves adding to it."""
+    check_sums("layer_norm", backward(inspect.unwrap(functional.layer_norm_backward)))
+
+
+# file, mistake, function, old, new
+RULES = [
+    ("mask", "a query does not see itself", "visible", "j <= i + offset", "j < i + offset"),
+    ("mask", "one key of the padding is seen", "visible", "j < kv_len", "j <= kv_len"),
+    ("mask", "one key beyond the prefix is seen", "visible", "j < prefix_len", "j <= prefix_len"),
+    ("mask", "only what prefix and order both show", "visible", "(j < prefix_len) |", "(j < prefix_len) &"),
+    ("mask", "padding shown by the prefix", "visible", "(j < kv_len) &", "(j < kv_len) |"),
+    ("mask", "offset with the wrong sign", "visible", "i + offset", "i - offset"),
+    ("mask", "first query sees one more", "_sees_all", "offset + 1", "offset + 2"),
+    ("mask", "one row that sees all is enough", "_sees_all", ".all()", ".any()"),
+    ("mask", "padding forgotten", "_sees_all", "np.minimum(kv_len, first_query_sees)", "first_query_sees"),
+    ("rules", "overwritten, not added", "_deliver", "owner += gradient", "owner[...] = gradient"),
+    ("rules", "a sum that is nobody's", "_deliver", "owner += gradient", "owner = owner + gradient"),
+    ("rules", "owners forgotten", "backward", "add_to or (None,)", "(None,)"),
+]
+RULE_CHECKS = {"mask": ("visible", check_all_masks), "rules": ("backward", check_owner_rule)}
+
+
+@pytest.mark.parametrize("row", RULES, ids=[f"{row[0]}-{row[1]}" for row in RULES])
+def test_a_mistake_in_a_rule_is_caught(row):
+    file, _, function, old, new = row
+    module = sys.modules[f"minitransformer.functional.{file}"]
+    part = inspect.getsource(vars(module)[function])
+    name, check_rule = RULE_CHECKS[file]
+    check_rule(vars(module)[name])
+    wrong = run(mutated(inspect.getsource(module), part, old, new), module, {})[name]
+    with pytest.raises(AssertionError):
+        check_rule(wrong)
+
+
+# --- layers and models: compositions with something left out
+
+
+class Composition(NamedTuple):
+    """A mistake in a layer's ``__call__``, and the row of ``test_layers.LAYERS`` that shows it."""
+
+    row: str
+    mistake: str
+    old: str
+    new: str
+
+
+COMPOSITIONS = [
+    Composition("Linear", "bias without owner", "_gradient(self.bias)", "None"),
+    Composition("Linear", "weight without owner", "self.weight.gradient", "None"),
+    Composition("LinearGelu exact", "weight without owner", "self.weight.gradient", "None"),
+    Composition("Embedding", "table without owner", "self.table.gradient", "self.table.gradient.copy()"),
+    Composition("LearnedPositions", "table without owner", "self.table.gradient", "None"),
+    Composition("SinusoidalPositions", "positions scaled back", "return dy", "return dy * 2"),
+    Composition("LayerNorm", "bias without owner", "_gradient(self.bias)", "None"),
+    Composition("AddLayerNorm", "gain without owner", "self.gain.gradient", "None"),
+    Composition("AddLayerNorm", "residual forgotten", "return dx, dresidual", "return dx, 0 * dresidual"),
+    Composition("Dropout", "mask forgotten", "return dispatch.dropout_backward(dy, saved)[0]", "return dy"),
+    Composition("Relu", "kink forgotten", "return dispatch.relu_backward(dy, saved)[0]", "return dy"),
+    Composition(
+        "FeedForward relu",
+        "activation forgotten",
+        "while backwards:",
+        "del backwards[1]\n            while backwards:",
+    ),
+    Composition("SelfAttention", "dq and dk swapped", "(dq, dk, dv), axis", "(dk, dq, dv), axis"),
+    Composition("SelfAttention, groups", "dk and dv swapped", "(dq, dk, dv), axis", "(dq, dv, dk), axis"),
+    Composition("CrossAttention", "memory forgotten", "packed_backward(dp", "0 * packed_backward(dp"),
+    Composition("CrossAttention", "dk and dv swapped", "(dk, dv), axis", "(dv, dk), axis"),
+    Composition("PreNormBlock", "second residual forgotten", "dx = dy + norm2", "dx = norm2"),
+    Composition("PreNormBlock", "first residual forgotten", "return dx + norm1", "return norm1"),
+    Composition(
+        "PreNormBlock", "first residual past the second half", "return dx + norm1", "return dy + norm1"
+    ),
+    Composition("PreNormBlock, dropout", "first dropout forgotten", "dropout1_backward(dx)", "dx"),
+    Composition("PreNormBlock, dropout", "second dropout forgotten", "dropout2_backward(dy)", "dy"),
+    Composition("PostNormBlock", "second residual forgotten", "dx = dx + feed", "dx = feed"),
+    Composition("PostNormBlock", "first residual forgotten", "return dx + attention", "return attention"),
+    Composition("PostNormBlock exact, dropout", "dropout forgotten", "dropout1_backward(dh)", "dh"),
+]
+
+
+@named(COMPOSITIONS)
+def test_a_mistake_in_a_layer_is_caught(row, monkeypatch):
+    layer = type(test_layers.LAYERS[row.row][0])
+    test_layers.check(row.row)
+    plant(monkeypatch, layer, "__call__", row.old, row.new)
+    with pytest.raises(GradientError):
+        test_layers.check(row.row)
+
+
+def plant(monkeypatch, owner, name, old, new):
+    """Replace ``old`` in the source of the method ``owner.name``."""
+    method = vars(owner)[name]
+    module = inspect.getmodule(method)
+    source = inspect.getsource(method)
+    namespace = run(textwrap.dedent(mutated(source, source, old, new)), module, vars(module))
+    monkeypatch.setattr(owner, name, namespace[name])
+
+
+RUN_AGAIN = "_, layer_backward = layer(*arrays, **settings)"
+ANOTHER_KEY = "{**settings, 'key': settings['key']._replace(stream=8)}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (RUN_AGAIN, RUN_AGAIN.replace("settings", ANOTHER_KEY)),
+        ("return layer_backward(*dy)", "return 0 * layer_backward(*dy)"),
+    ],
+    ids=["another key", "input gradient lost"],
+)
+def test_a_mistake_in_recomputation_is_caught(old, new, monkeypatch):
+    plant(monkeypatch, inspect.getmodule(layers.recompute), "recompute", old, new)
+    monkeypatch.setattr(test_layers, "recompute", inspect.getmodule(layers.recompute).recompute)
+    with pytest.raises(GradientError):
+        test_layers.check("recomputation, dropout")
+
+
+SMALL_GPT = models.GPTConfig(
+    vocabulary_size=7, context_length=5, layers=2, heads=2, width=8, feed_forward_width=25, dropout=0.2
+)
+BATCH = {
+    "ids": np.array([[1, 0, 6, 1, 1], [2, 3, 3, 5, 0]]),
+    "targets": np.array([[0, 6, 1, 1, -100], [3, 3, -100, -100, -100]]),
+    "lengths": np.array([5, 3]),
+}
+
+
+def check_loss():
+    check_model(models.GPT(SMALL_GPT).build(dtype="float64"), BATCH, key=Key(6))
+
+
+def check_logits():
+    check_layer(models.GPT(SMALL_GPT).build(dtype="float64"), BATCH, key=Key(6))
+
+
+# check, mistake, method, old, new
+MODELS = [
+    (check_loss, "tied gradient forgotten in the head", "loss", "(None, table.gradient, None)", "None"),
+    (check_logits, "tied gradient forgotten in the logits", "__call__", "table.gradient.T", "None"),
+    (check_loss, "weight of the loss forgotten", "loss", 'weights["tokens"]', "1.0"),
+    (check_loss, "gradient stops at the head", "loss", "hidden_backward(dh)", "pass"),
+    (check_loss, "embedding forgotten", "hidden", "embedding_backward(positions", "(positions"),
+    (
+        check_loss,
+        "positions forgotten",
+        "hidden",
+        "positions_backward(dropout_backward(dx))",
+        "dropout_backward(dx)",
+    ),
+    (check_loss, "dropout of the embedding forgotten", "hidden", "dropout_backward(dx)", "dx"),
+    (check_loss, "blocks in the order of the forward", "hidden", "pop()(dx)", "pop(0)(dx)"),
+    (check_loss, "gradient past the last norm", "hidden", "dx = norm_backward(dh)", "dx = dh"),
+]
+
+
+@pytest.mark.parametrize("row", MODELS, ids=[row[1] for row in MODELS])
+def test_a_mistake_in_gpt_is_caught(row, monkeypatch):
+    check_whole, _, method, old, new = row
+    plant(monkeypatch, models.GPT, method, old, new)
+    with pytest.raises(GradientError):
+        check_whole()
+
+
+@pytest.mark.parametrize("check_whole", [check_loss, check_logits])
+def test_gpt_is_right_as_it_stands(check_whole):
+    check_whole()
+
+
+def test_every_layer_has_a_mistake():
+    known = {
+        value for value in vars(layers).values() if isinstance(value, type) and value is not layers.Cache
+    }
+    assert known == {type(test_layers.LAYERS[row.row][0]) for row in COMPOSITIONS}
