@@ -12,13 +12,14 @@ import torch
 from rich.progress import track
 
 from bench import torch_gpt
+from minitransformer.batches import random_windows
 from minitransformer.corpus import text_corpus
+from minitransformer.evaluation import whole_loss
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT
-from minitransformer.optimisers import warmup_cosine
 from minitransformer.recipes import load_recipe
 from minitransformer.tokenizer import character_tokenizer, encode
-from minitransformer.training import mean_loss, training_steps, windows
+from minitransformer.training import training_steps
 
 
 def parity(data, assignments=()):
@@ -33,10 +34,10 @@ def parity(data, assignments=()):
 
     ours = _train_ours(model, tokens, recipe.training)
     theirs = _train_theirs(tensors, model, tokens, recipe.training)
-    val_loss = {"ours": _whole_loss(model, validation)}
+    val_loss = {"ours": whole_loss(model, validation)}
     for path, parameter in model.parameters().items():
         parameter.value[...] = tensors[path].detach().numpy()
-    val_loss["pytorch"] = _whole_loss(model, validation)
+    val_loss["pytorch"] = whole_loss(model, validation)
     differences = np.abs(np.array(ours["losses"]) - np.array(theirs["losses"]))
     return {
         "benchmark": "parity",
@@ -64,32 +65,17 @@ def _train_ours(model, tokens, arguments):
 
 def _train_theirs(tensors, model, tokens, arguments):
     """Repeat the batches of ``training_steps``: the same generator, asked the same."""
-    config, length = model.config, model.config.context_length
-    random = np.random.default_rng(arguments.seed)
+    batches = random_windows(model, tokens, arguments.per_device_train_batch_size, arguments.seed)
     optimiser = torch_gpt.adamw(tensors, arguments)
     start = time.perf_counter()
     losses = []
-    for step in track(range(arguments.max_steps), "pytorch"):
-        starts = random.integers(0, len(tokens) - length, arguments.per_device_train_batch_size)
-        batch = windows(model, tokens, starts, length)
-        rate = warmup_cosine(
-            step,
-            learning_rate=arguments.learning_rate,
-            min_learning_rate=arguments.min_learning_rate,
-            warmup_steps=arguments.warmup_steps,
-            max_steps=arguments.max_steps,
-        )
+    for step, batch in zip(track(range(arguments.max_steps), "pytorch"), batches, strict=False):
+        rate = arguments.learning_rate_at(step)
         ids, targets = torch.from_numpy(batch["ids"]), torch.from_numpy(batch["targets"])
         losses.append(
-            torch_gpt.update(tensors, config, optimiser, ids, targets, rate, arguments.max_grad_norm)
+            torch_gpt.update(tensors, model.config, optimiser, ids, targets, rate, arguments.max_grad_norm)
         )
     return {"losses": losses, "seconds": time.perf_counter() - start}
-
-
-def _whole_loss(model, tokens):
-    length = model.config.context_length
-    starts = np.arange((len(tokens) - 1) // length) * length
-    return mean_loss(model, tokens, starts, length)
 
 
 def _tail(run):

@@ -31,7 +31,7 @@ def logits(tensors, config, ids):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + affine(y.transpose(1, 2).flatten(2), f"{block}.attention.output")
         h = affine(norm(x, f"{block}.norm2"), f"{block}.feed_forward.hidden.0")
-        h = F.gelu(h, approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        h = F.gelu(h, approximate={"gelu_tanh": "tanh", "gelu_exact": "none"}[config.activation])
         x = x + affine(h, f"{block}.feed_forward.output")
     return norm(x, "norm") @ tensors["embedding.table"].T
 

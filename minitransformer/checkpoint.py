@@ -6,6 +6,7 @@ one with sinusoidal positions with their table, so that every reader computes th
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from minitransformer.models import GPT, GPTConfig
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu", "relu": "relu"}
 PREFIX = "transformer."
+FLOATS = "float16", "bfloat16", "float32", "float64"
 
 # ours → Hugging Face's, once and for every block
 NAMES = {
@@ -64,28 +66,32 @@ def save_model(model, folder, extra=None):
 def load_model(folder, dtype="float32", device="cpu"):
     """Return the GPT saved in ``folder``, by this library or by ``transformers``.
 
-    Raises InputError when a file is missing, damaged, or does not fit the configuration.
+    Raises InputError when a file is missing, damaged, or does not fit the configuration. Everything is
+    compared with the file before the model takes memory.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no trained model: {CONFIG} is missing")
     config = _from_hugging_face(read_json(folder / CONFIG), folder / CONFIG)
-    tensors = _read_tensors(folder / WEIGHTS)
-    model = GPT(config).build(dtype=dtype, device=device)
-    parameters = model.parameters()
-    xp = array_module(model.flat.values)
-    for path, shape, constant in _expected(config):
-        name = _hugging_face_name(path)
-        tensor = _take(tensors, name, shape, folder / WEIGHTS)
-        if constant is None:
-            parameters[path].value[...] = xp.asarray(tensor, dtype)
-        elif not np.allclose(tensor, constant, rtol=0, atol=1e-6):
-            raise InputError(f"{folder / WEIGHTS}: {name} is not what {CONFIG} says it is")
+    path = folder / WEIGHTS
+    tensors = _read_tensors(path)
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    if blocks != config.layers:
+        raise InputError(f"{path} holds {blocks} blocks; {CONFIG} asks for {config.layers}")
+    taken = {ours: _take(tensors, name, shape, path) for ours, name, shape in _layout(config)}
     head = tensors.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, to_numpy(parameters["embedding.table"].value)):
-        raise InputError(f"{folder / WEIGHTS}: lm_head.weight differs from wte.weight; expected a tied head")
+    if head is not None and not np.array_equal(head, taken["embedding.table"]):
+        raise InputError(f"{path}: lm_head.weight differs from wte.weight; expected a tied head")
     if tensors:
-        raise InputError(f"{folder / WEIGHTS} holds tensors that a GPT-2 does not have: {', '.join(tensors)}")
+        raise InputError(f"{path} holds tensors that a GPT-2 does not have: {', '.join(tensors)}")
+
+    model = GPT(config).build(seed=None, dtype=dtype, device=device)
+    xp = array_module(model.flat.values)
+    for ours, parameter in model.parameters().items():
+        parameter.value[...] = xp.asarray(_cast(taken.pop(ours), dtype, ours, path))
+    for ours, tensor in taken.items():
+        if not np.allclose(tensor, _constant(ours, tensor.shape), rtol=0, atol=1e-6):
+            raise InputError(f"{path}: {ours} is not what {CONFIG} says it is")
     return model
 
 
@@ -129,15 +135,15 @@ def _from_hugging_face(config, path):
     }.items():
         if config.get(name, expected) != expected:
             raise InputError(f"{path}: {name} is {config[name]}; only {expected} is supported")
-    rates = {config.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if len(rates) > 1:
+    rates = [config.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")]
+    if rates != [rates[0]] * 3:
         raise InputError(f"{path}: the three dropout rates differ ({rates}); expected one rate")
     ours = config.get("minitransformer", {})
     if not isinstance(ours, dict):
         raise InputError(f"{path}: minitransformer is {ours!r}; expected a JSON object")
     names = {theirs: mine for mine, theirs in ACTIVATIONS.items()}
     activation = config.get("activation_function", "gelu_new")
-    if activation not in names:
+    if activation not in list(names):
         raise InputError(f"{path}: activation_function is {activation!r}; expected {', '.join(names)}")
     try:
         return GPTConfig(
@@ -150,7 +156,7 @@ def _from_hugging_face(config, path):
             activation=names[activation],
             bias=ours.get("bias", True),
             positions=ours.get("positions", "learned"),
-            dropout=rates.pop(),
+            dropout=rates[0],
             eps=config.get("layer_norm_epsilon", 1e-5),
         )
     except KeyError as error:
@@ -162,24 +168,25 @@ def _from_hugging_face(config, path):
 def _tensors(model):
     parameters = model.parameters()
     return {
-        PREFIX + _hugging_face_name(path): np.ascontiguousarray(
-            to_numpy(parameters[path].value) if constant is None else constant, np.float32
+        PREFIX + name: np.ascontiguousarray(
+            to_numpy(parameters[path].value) if path in parameters else _constant(path, shape), np.float32
         )
-        for path, _, constant in _expected(model.config)
+        for path, name, shape in _layout(model.config)
     }
 
 
-def _expected(config):
-    """Yield path, shape and, if nothing is learned there, the constant value of every tensor of the file."""
-    with_all = GPT(GPTConfig(**{**vars(config), "bias": True, "positions": "learned"}))
-    learned = GPT(config).parameters()
+def _layout(config):
+    """Yield our path, Hugging Face's name and the shape of every tensor of the file."""
+    with_all = GPT(replace(config, bias=True, positions="learned"))
     for path, parameter in with_all.parameters().items():
-        constant = None
-        if path not in learned:
-            constant = np.zeros(parameter.shape, np.float32)
-            if path == "positions.table":
-                constant = sinusoidal_positions(np, *parameter.shape, np.float32)
-        yield path, parameter.shape, constant
+        yield path, _hugging_face_name(path), parameter.shape
+
+
+def _constant(path, shape):
+    """Return what the file holds where the model learns nothing."""
+    if path == "positions.table":
+        return sinusoidal_positions(np, np.arange(shape[0]), shape[1], np.float32)
+    return np.zeros(shape, np.float32)
 
 
 def _hugging_face_name(path):
@@ -214,7 +221,15 @@ def _take(tensors, name, shape, path):
     tensor = tensors.pop(name)
     if tensor.shape != shape:
         raise InputError(f"{path}: {name} has shape {tensor.shape}; {CONFIG} asks for {shape}")
-    if tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+    if tensor.dtype.name not in FLOATS:
+        raise InputError(f"{path}: {name} has type {tensor.dtype.name}; expected one of {', '.join(FLOATS)}")
+    return tensor
+
+
+def _cast(tensor, dtype, name, path):
+    with np.errstate(over="ignore"):
+        tensor = tensor.astype(dtype)
+    if not np.isfinite(tensor).all():
         raise InputError(f"{path}: {name} holds values that are not finite numbers")
     return tensor
 

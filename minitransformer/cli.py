@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,16 +15,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers.decoders import DecodeStream
 
 from minitransformer.checkpoint import load_model
-from minitransformer.corpus import python_corpus, read_text, sha256, text_corpus
+from minitransformer.corpus import CORPUS, judged_text
 from minitransformer.display import TerminalDisplay
 from minitransformer.errors import DeviceError, DivergedError, InputError
 from minitransformer.evaluation import evaluate as evaluate_text
-from minitransformer.files import read_json
 from minitransformer.generation import generate as generate_ids
 from minitransformer.info import information
 from minitransformer.memory import peak_memory, reuse_freed_memory
 from minitransformer.recipes import load_recipe, recipe_names
-from minitransformer.run import CORPUS, LOSS_PICTURE, METRICS, start_id, train_recipe
+from minitransformer.run import LOSS_PICTURE, METRICS, start_id, train_recipe
 from minitransformer.tokenizer import TOKENIZER, encode, load_tokenizer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -41,7 +42,9 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="See `minitransformer recipes`.")] = "python",
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="See `minitransformer recipes`.")
+    ] = "python",
     data: Annotated[Path | None, typer.Option(help="A text file to learn from.")] = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where to write the model; by default a new folder in runs/.")
@@ -66,6 +69,7 @@ def train(
         raise typer.Exit(INTERRUPTED)
     with _progress("evaluating") as advance:
         score = evaluate_text(model, tokenizer, corpus.validation, advance)
+    name = shlex.quote(str(folder))
     minutes = (time.perf_counter() - started) / 60
     memory = peak_memory()
     display.say(
@@ -78,8 +82,8 @@ def train(
     display.say(
         f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), "
         f"{METRICS}, {LOSS_PICTURE} and {CORPUS}. Try next:\n"
-        f'    minitransformer generate {folder} --prompt "{_prompt_to_try(corpus)}"\n'
-        f"    minitransformer evaluate {folder}\n"
+        f"    minitransformer generate {name} --prompt {shlex.quote(_prompt_to_try(corpus))}\n"
+        f"    minitransformer evaluate {name}\n"
         f"    minitransformer train {recipe} --set width=192 --set max_steps=4000"
     )
 
@@ -99,10 +103,11 @@ def generate(
     model, tokenizer = _load(folder, device)
     ids = encode(tokenizer, prompt).tolist() if prompt else [start_id(tokenizer)]
     stream = DecodeStream(skip_special_tokens=False)
-    sys.stdout.write(prompt)
-    for token in generate_ids(
+    tokens = generate_ids(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    ):
+    )
+    sys.stdout.write(prompt)
+    for token in tokens:
         sys.stdout.write(stream.step(tokenizer, token) or "")
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -119,7 +124,7 @@ def evaluate(
 ):
     """Print how well a trained model predicts a text, as a JSON object."""
     model, tokenizer = _load(folder, device)
-    text, part = _text_to_evaluate(folder, data)
+    text, part = judged_text(folder, data)
     with _progress("evaluating") as advance:
         score = evaluate_text(model, tokenizer, text, advance)
     print(json.dumps({**score, "text": part}, indent=2))
@@ -141,10 +146,22 @@ def info():
 
 def main():
     """Run the command line; an error that concerns the user is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, DeviceError, DivergedError, OSError) as error:
         print(f"minitransformer: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except MemoryError as error:
+        print(f"minitransformer: error: not enough memory: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -173,25 +190,6 @@ def _load(folder, device):
     return model, tokenizer
 
 
-def _text_to_evaluate(folder, data):
-    """Return the text, and which part of its source it is: never text that the model was trained on."""
-    source = read_json(folder / CORPUS) if (folder / CORPUS).exists() else {}
-    if data is not None and sha256(read_text(data)) != source.get("sha256"):
-        return read_text(data), "whole"
-    if data is None and source.get("corpus") == "python":
-        corpus = python_corpus()
-    elif data is None and source.get("corpus") != "text":
-        raise InputError(f"{folder} does not say what it was trained on; give a text file with --data")
-    else:
-        corpus = text_corpus(data or source["path"])
-    if corpus.source["sha256"] != source["sha256"]:
-        raise InputError(
-            f"the text that {folder} was trained on has changed since, so that its validation part "
-            "is not known; give a text file with --data"
-        )
-    return corpus.validation, "validation"
-
-
 def _prompt_to_try(corpus):
     return "def " if corpus.source["corpus"] == "python" else corpus.validation[:12].split("\n")[0]
 
@@ -204,7 +202,3 @@ def _progress(task_name):
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(task_name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitransformer.errors import InputError
+from minitransformer.files import read_json
 
+CORPUS = "corpus.json"  # the record, in the output folder
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 HELD_OUT = 20  # one file in so many is for validation
 TRAIN_SHARE = 0.9
@@ -65,6 +67,35 @@ def text_corpus(path):
     split = int(len(text) * TRAIN_SHARE)
     source = {"corpus": "text", "path": str(Path(path).resolve()), "sha256": sha256(text)}
     return Corpus(text[:split], text[split:], source)
+
+
+def judged_text(folder, data=None):
+    """Return the text to judge the model in ``folder`` by, and which part of its source that is.
+
+    Never text that the model was trained on: without ``data``, or if ``data`` is the file it was trained on,
+    the ``"validation"`` part; of another file the ``"whole"``.
+    """
+    path = Path(folder) / CORPUS
+    if not path.exists():
+        if data is None:
+            raise InputError(f"{folder} does not say what it was trained on; give a text file with --data")
+        return read_text(data), "whole"
+    source = read_json(path)
+    kind, digest = source.get("corpus"), source.get("sha256")
+    if kind not in ("python", "text") or not isinstance(source.get("path", ""), str):
+        raise InputError(f"{path} is damaged: it does not say what the model was trained on")
+    if data is None:
+        corpus = python_corpus() if kind == "python" else text_corpus(source.get("path", ""))
+        if corpus.source["sha256"] != digest:
+            raise InputError(
+                f"the text that {folder} was trained on has changed since, so that its validation part "
+                "is not known; give a text file with --data"
+            )
+        return corpus.validation, "validation"
+    corpus = text_corpus(data)
+    if corpus.source["sha256"] == digest:
+        return corpus.validation, "validation"
+    return corpus.train + corpus.validation, "whole"
 
 
 def read_text(path):

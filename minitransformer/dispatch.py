@@ -47,9 +47,11 @@ def _pair(forward, backward):
     @functools.wraps(forward)
     def dispatched_forward(*arrays, **settings):
         y, saved = forward(*arrays, **settings)
+        if _inference.get():
+            saved = None
         for watcher in _watchers.get():
             watcher.saw_forward(forward.__name__, arrays, settings, y, saved)
-        return y, None if _inference.get() else saved
+        return y, saved
 
     @functools.wraps(backward)
     def dispatched_backward(dy, saved, *, add_to=None):
@@ -65,6 +67,7 @@ def _pair(forward, backward):
 
 add_layer_norm, add_layer_norm_backward = _pair(functional.add_layer_norm, functional.add_layer_norm_backward)
 add_positions, add_positions_backward = _pair(functional.add_positions, functional.add_positions_backward)
+add_sinusoids, add_sinusoids_backward = _pair(functional.add_sinusoids, functional.add_sinusoids_backward)
 attention, attention_backward = _pair(functional.attention, functional.attention_backward)
 dropout, dropout_backward = _pair(functional.dropout, functional.dropout_backward)
 embedding, embedding_backward = _pair(functional.embedding, functional.embedding_backward)

@@ -8,7 +8,7 @@ from minitransformer.errors import InputError
 
 
 def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, seed=0, use_cache=True):
-    """Yield ``max_new_tokens`` token ids that continue ``ids`` (a sequence of at least one id).
+    """Return an iterator over ``max_new_tokens`` token ids that continue ``ids`` (at least one id).
 
     ``temperature`` divides the logits: below 1 bolder, at 0 always the likeliest token. ``top_k`` keeps the k
     likeliest tokens, ``top_p`` the fewest whose probabilities reach p (arXiv 1904.09751). When the context
@@ -18,6 +18,10 @@ def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     if len(ids) == 0:
         raise InputError("the prompt is empty; expected at least one token to continue from")
+    return _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+
+
+def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache):
     random = np.random.default_rng(seed)
     xp = array_module(model.flat.values)
     context = list(ids)[-model.config.context_length :]
@@ -28,8 +32,9 @@ def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
             cache, unseen = model.cache(1) if use_cache else None, context
         with inference():
             batch = {"ids": xp.asarray([unseen if use_cache else context])}
-            logits, _ = model(batch, cache=cache)
-        probabilities = token_probabilities(to_numpy(logits[0, -1]), temperature, top_k, top_p)
+            h, _ = model.hidden(batch, cache=cache)
+            logits, _ = model.head(h[:, -1])
+        probabilities = token_probabilities(to_numpy(logits[0]), temperature, top_k, top_p)
         token = int(random.choice(len(probabilities), p=probabilities))
         context, unseen = [*context, token], [token]
         yield token
@@ -38,6 +43,8 @@ def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """Return the probabilities (V,) that a token is drawn with, in float64, given its ``logits`` (V,)."""
     logits = logits.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise InputError("the model's logits are not all finite numbers: its weights are of no use")
     if temperature == 0:
         probabilities = np.zeros_like(logits)
         probabilities[np.argmax(logits)] = 1

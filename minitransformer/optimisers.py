@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minitransformer.arrays import array_module
+from minitransformer.arrays import aligned_zeros, array_module
 
 CHUNK = 2**15  # entries: the five buffers of a chunk stay in a core's second-level cache
 
@@ -23,8 +23,9 @@ class AdamW:
         self.flat = model.flat
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         xp = array_module(self.flat.values)
-        self.first_moment = xp.zeros_like(self.flat.values)
-        self.second_moment = xp.zeros_like(self.flat.values)
+        size, dtype = self.flat.values.size, self.flat.values.dtype
+        self.first_moment = aligned_zeros(xp, size, dtype)
+        self.second_moment = aligned_zeros(xp, size, dtype)
         self.steps = 0
 
     def step(self, learning_rate, gradient_scale=1.0):
@@ -59,7 +60,7 @@ class AdamW:
 
 
 def global_norm(model):
-    """Return the Euclidean norm of all gradients of ``model`` together, a 0-d array."""
+    """Return the Euclidean norm of all gradients of ``model`` together."""
     gradients = model.flat.gradients
     return array_module(gradients).sqrt(gradients @ gradients)
 

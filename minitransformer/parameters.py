@@ -24,16 +24,27 @@ class Parameter:
         self.shape = tuple(shape)
         self.initialise = initialise
         self.decays = len(self.shape) >= 2 if decays is None else decays
+        self.root, self.part = None, None
 
     @property
     def size(self):
         """The number of entries."""
         return math.prod(self.shape)
 
-    def __getattr__(self, name):
-        if name in ("value", "gradient"):
-            raise RuntimeError(f"this parameter has no {name} yet: call build() on the model it belongs to")
-        raise AttributeError(name)
+    @property
+    def value(self):
+        """The array itself: a view into the root's ``flat.values``."""
+        return self._view("values")
+
+    @property
+    def gradient(self):
+        """What pullbacks have added up: a view into the root's ``flat.gradients``."""
+        return self._view("gradients")
+
+    def _view(self, buffer):
+        if self.root is None:
+            raise RuntimeError("this parameter has no memory yet: call build() on the model it belongs to")
+        return getattr(self.root.flat, buffer)[self.part].reshape(self.shape)
 
     def __repr__(self):
         return f"Parameter({'×'.join(map(str, self.shape))})"
@@ -55,17 +66,17 @@ class Flat(NamedTuple):
 
 
 class Layer:
-    """Something that owns parameters, and other layers that do.
+    """Something that owns parameters, and other layers that do: as attributes, or in lists or dictionaries.
 
     Called, a layer returns its value and its pullback: a function from the gradient of the value to the
     gradient of every array input, in order, which adds the parameters' gradients on its way. A pullback
-    is called at most once. A call changes nothing on the layer.
+    is called at most once; what it returns may be shared, so nobody writes into it. A call changes nothing
+    on the layer.
     """
 
     def parameters(self):
         """Return ``{path: Parameter}`` in order of definition; a shared one under its first path only."""
-        found = {}
-        seen = set()
+        found, seen = {}, set()
         for path, parameter in _walk(self, ""):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -76,34 +87,44 @@ class Layer:
         """Allocate and initialise every parameter; return the layer.
 
         ``seed`` decides all initial values: the same on every device and, but for rounding, in every
-        ``dtype`` (``"float32"`` or ``"float64"``). ``device`` is ``"cpu"`` or ``"cuda"``. Parameters that
-        decay come first in the buffer, the others after; each starts on a 64-byte boundary.
+        ``dtype`` (``"float32"`` or ``"float64"``); None leaves zeros, for values that are loaded next.
+        ``device`` is ``"cpu"`` or ``"cuda"``. Parameters that decay come first in the buffer, the others
+        after; each starts on a 64-byte boundary. Raises RuntimeError for a part of a model that was built
+        as a whole: its parameters can't live in two buffers.
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
         xp = device_module(device)
-        random = np.random.default_rng(seed)
-        parameters = list(self.parameters().values())
-        initial = [parameter.initialise(random, parameter.shape) for parameter in parameters]
+        parameters = self.parameters()
+        for path, parameter in parameters.items():
+            if parameter.root not in (None, self):
+                raise RuntimeError(
+                    f"{path} belongs to a {type(parameter.root).__name__} that was built already"
+                )
 
         step = ALIGNMENT // np.dtype(dtype).itemsize
-        starts, runs, end = {}, [], 0
+        runs, end = [], 0
         for decays in (True, False):
             run_start = end
-            for index, parameter in enumerate(parameters):
+            for parameter in parameters.values():
                 if parameter.decays == decays:
-                    starts[index] = end
+                    parameter.root, parameter.part = self, slice(end, end + parameter.size)
                     end += -(-parameter.size // step) * step
             if end > run_start:
                 runs.append(Run(slice(run_start, end), decays))
-
         self.flat = Flat(aligned_zeros(xp, end, dtype), aligned_zeros(xp, end, dtype), tuple(runs))
-        for index, parameter in enumerate(parameters):
-            part = slice(starts[index], starts[index] + parameter.size)
-            parameter.value = self.flat.values[part].reshape(parameter.shape)
-            parameter.gradient = self.flat.gradients[part].reshape(parameter.shape)
-            parameter.value[...] = xp.asarray(initial[index], dtype)
+
+        if seed is not None:
+            random = np.random.default_rng(seed)
+            for parameter in parameters.values():
+                initial = parameter.initialise(random, parameter.shape)
+                parameter.value[...] = xp.asarray(initial, dtype)
         return self
+
+    def __getattr__(self, name):
+        if name == "flat":
+            raise RuntimeError(f"this {type(self).__name__} has no memory yet: call build() first")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def zero_gradients(self):
         """Set every gradient to zero; pullbacks only ever add."""
@@ -129,14 +150,18 @@ def ones(random, shape):
     return np.ones(shape)
 
 
-def _walk(owner, prefix):
-    for name, member in vars(owner).items():
-        path = f"{prefix}{name}"
-        if isinstance(member, Parameter):
-            yield path, member
-        elif isinstance(member, Layer):
-            yield from _walk(member, f"{path}.")
-        elif isinstance(member, list | tuple):
-            for index, item in enumerate(member):
-                if isinstance(item, Layer):
-                    yield from _walk(item, f"{path}.{index}.")
+def _walk(member, path):
+    """Yield the path and the Parameter of everything that ``member`` holds."""
+    if isinstance(member, Parameter):
+        yield path, member
+        return
+    if isinstance(member, Layer):
+        parts = {name: part for name, part in vars(member).items() if name != "flat"}
+    elif isinstance(member, dict):
+        parts = member
+    elif isinstance(member, list | tuple):
+        parts = dict(enumerate(member))
+    else:
+        return
+    for name, part in parts.items():
+        yield from _walk(part, f"{path}.{name}" if path else str(name))

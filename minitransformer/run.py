@@ -8,18 +8,21 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from minitransformer.checkpoint import CONFIG, WEIGHTS, save_model
-from minitransformer.corpus import python_corpus, text_corpus
+from minitransformer.corpus import CORPUS, python_corpus, text_corpus
 from minitransformer.errors import DivergedError, InputError
+from minitransformer.evaluation import sampled_loss
 from minitransformer.files import replacing, write_json
 from minitransformer.generation import generate
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT
 from minitransformer.plots import plot_loss
 from minitransformer.tokenizer import TOKENIZER, character_tokenizer, encode
-from minitransformer.training import sampled_loss, training_steps
+from minitransformer.training import training_steps
 
-METRICS, CORPUS, LOSS_PICTURE = "metrics.jsonl", "corpus.json", "loss.png"
+METRICS, LOSS_PICTURE = "metrics.jsonl", "loss.png"
 SAMPLE_TOKENS = 200
 
 
@@ -55,8 +58,9 @@ def train_recipe(recipe, output_dir, data=None, device="cpu", display=None):
     check_long_enough(corpus, config.context_length)
     reuse_freed_memory()
     model = GPT(config).build(seed=recipe.training.seed, device=device)
-    train_tokens = encode(tokenizer, corpus.train).astype("uint16")
-    validation_tokens = encode(tokenizer, corpus.validation).astype("uint16")
+    smallest = np.min_scalar_type(config.vocabulary_size - 1)
+    train_tokens = encode(tokenizer, corpus.train).astype(smallest)
+    validation_tokens = encode(tokenizer, corpus.validation).astype(smallest)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / CORPUS, corpus.source)
@@ -64,11 +68,14 @@ def train_recipe(recipe, output_dir, data=None, device="cpu", display=None):
         tokenizer.save(str(temporary))
     run = _Run(recipe, model, tokenizer, validation_tokens, output_dir, display or Display())
     run.display.begin(recipe, model, corpus, output_dir)
-    with (output_dir / METRICS).open("w", encoding="utf-8") as run.metrics_file, _interruption() as asked:
+    with _interruption() as asked:
         try:
             finished = run.train(train_tokens, asked)
-        finally:
-            plot_loss(run.metrics, output_dir / LOSS_PICTURE)
+        except DivergedError:
+            with contextlib.suppress(OSError):  # the picture is not worth hiding the reason
+                plot_loss(run.metrics, output_dir / LOSS_PICTURE)
+            raise
+    plot_loss(run.metrics, output_dir / LOSS_PICTURE)
     return model, tokenizer, corpus, finished
 
 
@@ -79,7 +86,7 @@ class _Run:
         self.recipe, self.arguments = recipe, recipe.training
         self.model, self.tokenizer, self.validation_tokens = model, tokenizer, validation_tokens
         self.output_dir, self.display = output_dir, display
-        self.metrics, self.metrics_file = [], None
+        self.metrics = []
         self.saved_step = None
 
     def train(self, tokens, asked):
@@ -133,8 +140,8 @@ class _Run:
             "tokens_per_second": speed,
         }
         self.metrics.append(line)
-        self.metrics_file.write(json.dumps(line) + "\n")
-        self.metrics_file.flush()
+        with (self.output_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         return line
 
     def diverged(self, reason):

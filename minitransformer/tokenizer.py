@@ -33,20 +33,19 @@ def encode(tokenizer, text):
             f"the text has characters that the model never saw: {shown}{more}; "
             f"it knows {tokenizer.get_vocab_size()} characters"
         )
-    ids = np.empty(len(text), np.int64)
-    end = 0
+    parts = [np.empty(0, np.int64)]
     for start in range(0, len(text), CHUNK * CHUNKS):
         part = text[start : start + CHUNK * CHUNKS]
         chunks = [part[first : first + CHUNK] for first in range(0, len(part), CHUNK)]
         for encoding in tokenizer.encode_batch(chunks, add_special_tokens=False):
-            ids[end : end + len(encoding.ids)] = encoding.ids
-            end += len(encoding.ids)
-    return ids
+            parts.append(np.array(encoding.ids, np.int64))
+    return np.concatenate(parts)
 
 
 def is_character_level(tokenizer):
-    """Return True if every token is one character, so that text may be cut anywhere."""
-    return tokenizer.pre_tokenizer is None and all(len(token) == 1 for token in tokenizer.get_vocab())
+    """Return True if every token is one character and nothing else is done: text may be cut anywhere."""
+    steps = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.truncation, tokenizer.padding
+    return steps == (None,) * 4 and all(len(token) == 1 for token in tokenizer.get_vocab())
 
 
 def load_tokenizer(folder):

@@ -5,14 +5,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from minitransformer.arrays import array_module
-from minitransformer.dispatch import inference
-from minitransformer.errors import DivergedError, InputError
+from minitransformer.batches import random_windows
+from minitransformer.errors import DivergedError, InputError, check_types
 from minitransformer.functional import Key
 from minitransformer.optimisers import AdamW, clip_factor, global_norm, warmup_cosine
-
-EVALUATION_WINDOWS = 256  # of the validation text, evenly spread, always the same
-EVALUATION_TOKENS = 2**13  # in one batch
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class TrainingArguments:
     seed: int = 1337
 
     def __post_init__(self):
+        check_types(self)
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in ("per_device_train_batch_size", "logging_steps", "eval_steps") else 0
@@ -47,6 +44,20 @@ class TrainingArguments:
         for name in ("adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected less than 1")
+        if self.adam_epsilon == 0:
+            raise InputError("adam_epsilon is 0; expected a positive number")
+        if self.seed >= 2**32:
+            raise InputError(f"seed is {self.seed}; expected less than 2**32")
+
+    def learning_rate_at(self, step):
+        """Return the learning rate of ``step``, counted from 0."""
+        return warmup_cosine(
+            step,
+            learning_rate=self.learning_rate,
+            min_learning_rate=self.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            max_steps=self.max_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -66,24 +77,15 @@ def training_steps(model, tokens, arguments):
     Batches are uniform random windows. Raises DivergedError, before updating, as soon as a loss or a
     gradient is not finite.
     """
-    length = model.config.context_length
     optimiser = AdamW(
         model,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,
         weight_decay=arguments.weight_decay,
     )
-    random = np.random.default_rng(arguments.seed)
-    for number in range(1, arguments.max_steps + 1):
-        starts = random.integers(0, len(tokens) - length, arguments.per_device_train_batch_size)
-        batch = windows(model, tokens, starts, length)
-        learning_rate = warmup_cosine(
-            number - 1,
-            learning_rate=arguments.learning_rate,
-            min_learning_rate=arguments.min_learning_rate,
-            warmup_steps=arguments.warmup_steps,
-            max_steps=arguments.max_steps,
-        )
+    batches = random_windows(model, tokens, arguments.per_device_train_batch_size, arguments.seed)
+    for number, batch in zip(range(1, arguments.max_steps + 1), batches, strict=False):
+        learning_rate = arguments.learning_rate_at(number - 1)
         key = Key(arguments.seed << 32 | number)
         loss, norm = update(model, optimiser, batch, learning_rate, arguments.max_grad_norm, key)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -106,40 +108,3 @@ def update(model, optimiser, batch, learning_rate, max_grad_norm=0.0, key=None):
     if math.isfinite(loss) and math.isfinite(norm):
         optimiser.step(learning_rate, clip_factor(norm, max_grad_norm))
     return loss, norm
-
-
-def windows(model, tokens, starts, length):
-    """Return the batch of the windows of ``length`` tokens at ``starts``, on the model's device."""
-    xp = array_module(model.flat.values)
-    places = starts[:, None] + np.arange(length)
-    ids, targets = tokens[places].astype(np.int64), tokens[places + 1].astype(np.int64)
-    return {
-        "ids": xp.asarray(ids),
-        "targets": xp.asarray(targets),
-        "counts": {"tokens": targets.size},
-    }
-
-
-def sampled_loss(model, tokens):
-    """Return the mean loss over windows spread evenly over ``tokens``: the same ones every time."""
-    length = min(model.config.context_length, len(tokens) - 1)
-    count = min(EVALUATION_WINDOWS, (len(tokens) - 1) // length)
-    starts = np.linspace(0, len(tokens) - 1 - length, count).astype(np.int64)
-    return mean_loss(model, tokens, starts, length)
-
-
-def mean_loss(model, tokens, starts, length, progress=lambda done: None):
-    """Return the mean loss in nats a token over the windows of ``length`` at ``starts``.
-
-    ``progress`` is called with the number of windows done after each batch.
-    """
-    rows = max(1, EVALUATION_TOKENS // length)
-    total, count = 0.0, 0
-    with inference(), np.errstate(over="ignore", invalid="ignore"):
-        for first in range(0, len(starts), rows):
-            batch = windows(model, tokens, starts[first : first + rows], length)
-            totals, _ = model.loss(batch)
-            total += float(totals["tokens"])
-            count += batch["counts"]["tokens"]
-            progress(min(first + rows, len(starts)))
-    return total / count

@@ -4,6 +4,7 @@ import importlib
 import os
 import warnings
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -24,6 +25,13 @@ def oracle(name):
     if os.environ.get("MINITRANSFORMER_REQUIRE_ORACLES") == "1":
         pytest.fail(reason)
     return pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def same_draws_alone_and_in_company(request):
+    """Start the module's generator anew, so that what a test draws does not depend on those before it."""
+    if hasattr(request.module, "RANDOM"):
+        request.module.RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ METHODS = (
     *("reshape", "transpose", "swapaxes", "sum", "max", "min", "mean", "astype", "copy"),
     *("any", "all", "tobytes", "fill"),
 )
-ATTRIBUTES = ("shape", "ndim", "size", "dtype", "nbytes")
+ATTRIBUTES = ("shape", "ndim", "size", "dtype", "nbytes", "flags")
 TYPES = ("float32", "float64", "int64", "uint32", "uint64")
 OPERATORS = (
     *("add", "sub", "mul", "truediv", "pow", "matmul", "and", "or", "xor", "rshift", "lshift"),

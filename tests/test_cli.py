@@ -70,6 +70,37 @@ def test_generate(folder):
     assert minitransformer(*arguments, "--top-k", 1, "--top-p", 0.5, cwd=folder).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "arguments", [("generate", "model", "--max-new-tokens", 100_000), ("recipes",)], ids=["long", "short"]
+)
+def test_a_reader_that_leaves_early(folder, arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    generating = subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    generating.stdout.close()
+    errors = generating.stderr.read()
+    generating.stderr.close()
+    assert generating.wait(timeout=60) == 1
+    assert errors == ""
+
+
+def test_text_of_any_script_on_a_terminal_of_another(folder):
+    (folder / "cyrillic.txt").write_text("Все счастливые семьи похожи друг на друга. " * 20, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = minitransformer(
+        *("train", "shakespeare", "--data", "cyrillic.txt", "--output-dir", "cyrillic", *SETTINGS),
+        cwd=folder,
+        env=environment,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_evaluate(folder):
     def score(*arguments):
         done = minitransformer("evaluate", "model", *arguments, cwd=folder)
@@ -120,6 +151,7 @@ def mistakes():
         "holds another run",
     )
     yield "file", ("train", "shakespeare", "--data", "text.txt", "--output-dir", "text.txt"), "is a file"
+    yield "memory", (*train, "--data", "text.txt", "--set", "width=20000000"), "not enough memory"
     yield "no model", ("generate", "nowhere"), "there is no folder nowhere"
     yield "not a model", ("evaluate", "."), "config.json is missing"
     yield "unknown characters", ("generate", "model", "--prompt", "QUEEN"), "never saw: 'E' (U+0045)"

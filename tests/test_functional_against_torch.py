@@ -4,6 +4,8 @@ In float64 the two must agree to rounding. In float32 our error, against PyTorch
 PyTorch's own.
 """
 
+import math
+
 import numpy as np
 import pytest
 from test_attention import naive_visible
@@ -112,6 +114,14 @@ class Reference:
 
     def add_positions(self, x, table, positions):
         return x + self.nn.embedding(self.torch.tensor(positions), table)
+
+    def add_sinusoids(self, x, positions):
+        width = x.shape[-1]
+        rows = [
+            [(math.cos if d % 2 else math.sin)(p / 10000 ** ((d - d % 2) / width)) for d in range(width)]
+            for p in positions.reshape(-1)
+        ]
+        return x + self.torch.tensor(rows, dtype=x.dtype).reshape(*positions.shape, width)
 
     def cross_entropy(self, logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
         return self.nn.cross_entropy(

@@ -110,6 +110,13 @@ CASES = [
     Case("add_positions", "same in every row", ((2, 3, 4), (6, 4)), {"positions": np.array([1, 2, 4])}),
     Case("add_positions", "repeat", ((2, 3, 4), (6, 4)), {"positions": np.array([[0, 0, 5], [5, 1, 0]])}),
     Case("add_positions", "no rows", ((0, 3, 4), (6, 4)), {"positions": np.arange(3)}),
+    Case("add_sinusoids", "same in every row", ((2, 3, 5),), {"positions": np.array([1, 2, 4])}),
+    Case(
+        "add_sinusoids",
+        "of its own in every row",
+        ((2, 3, 4),),
+        {"positions": np.array([[0, 0, 5], [5, 1, 0]])},
+    ),
     Case("add_positions", "large", ((4, 20, 30), (20, 30)), {"positions": np.arange(20)}),
     Case("cross_entropy", "plain", ((2, 3, 5),), {"targets": integers((2, 3), 5)}),
     Case("cross_entropy", "one vector", ((5,),), {"targets": np.array(3)}),

@@ -1,5 +1,6 @@
 """What all operations of ``minitransformer.functional`` have in common: types, ownership, messages."""
 
+import itertools
 import tracemalloc
 
 import ml_dtypes
@@ -160,9 +161,10 @@ def check_adds(case, backward=None):
     y, saved = case.forward(*case.arrays(), **case.settings)
     dy = upstream(y)
     gradients = backward(dy, saved)
-    for number in range(len(gradients) + 1):  # all have owners, then all but one
+    # all have owners, then all but one; as they lie, then transposed
+    for number, layout in itertools.product(range(len(gradients) + 1), (np.ascontiguousarray, transposed)):
         owners = [
-            None if gradient is None or place == number else transposed(upstream(gradient))
+            None if gradient is None or place == number else layout(upstream(gradient))
             for place, gradient in enumerate(gradients)
         ]
         before = [None if owner is None else owner.copy() for owner in owners]
@@ -198,7 +200,7 @@ def test_gradients_of_half_types_can_be_added_to(operation, owner_type, dtype):
 
 
 def test_the_gradient_of_a_large_table_is_never_a_temporary():
-    rows, width, tokens = 4096, 512, 4
+    rows, width, tokens = 16384, 512, 4
     random = np.random.default_rng(0)
     table, gradient = random.normal(size=(rows, width)), np.ones((rows, width))
     h, ids = random.normal(size=(tokens, width)), random.integers(0, rows, tokens)
@@ -279,15 +281,15 @@ MESSAGES = {
     ),
     "position too large": (
         lambda: functional.add_positions(np.ones((1, 2, 4)), TABLE, positions=np.array([4, 5])),
-        r"add_positions: id 5 at index \(1,\) is out of range; expected 0 to 4",
+        r"add_positions: position 5 at index \(1,\) is out of range; expected 0 to 4",
     ),
     "target too large": (
         lambda: score((2, 2, 3), [[0, 1], [2, 3]]),
-        r"cross_entropy: id 3 at index \(1, 1\) is out of range; expected 0 to 2",
+        r"cross_entropy: target 3 at index \(1, 1\) is out of range; expected 0 to 2",
     ),
     "negative target": (
         lambda: score((3, 3), [0, -100, -1]),
-        r"cross_entropy: id -1 at index \(2,\) is out of range; expected 0 to 2",
+        r"cross_entropy: target -1 at index \(2,\) is out of range; expected 0 to 2",
     ),
     "targets of another shape": (lambda: score((2, 3, 5), np.zeros((3, 2), int)), "cross_entropy: .*shape"),
     "too many targets": (lambda: score((2, 3, 5), np.zeros((2, 4), int)), "cross_entropy: .*shape"),
@@ -352,5 +354,5 @@ def test_ids_are_integers():
         lambda: functional.add_positions(TABLE[None], TABLE, positions=np.arange(5.0)),
         lambda: functional.cross_entropy(TABLE, targets=np.ones(5)),
     ):
-        with pytest.raises(TypeError, match=r": ids have type float64; expected integers$"):
+        with pytest.raises(TypeError, match=r"s have type float64; expected integers$"):
             call()

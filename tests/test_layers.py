@@ -77,7 +77,7 @@ LAYERS = {
     "Embedding": (Embedding(5, 3), [np.array([[0, 4, 4], [1, 0, 0]])], {}),
     "LearnedPositions": (LearnedPositions(6, 4), [X, np.arange(4)], {}),
     "LearnedPositions by row": (LearnedPositions(6, 4), [X, np.array([[0, 1, 2, 3], [2, 2, 0, 1]])], {}),
-    "SinusoidalPositions": (SinusoidalPositions(6, 4), [X, np.arange(4)], {}),
+    "SinusoidalPositions": (SinusoidalPositions(), [X, np.arange(4)], {}),
     "LayerNorm": (LayerNorm(4), [X], {}),
     "LayerNorm without bias": (LayerNorm(4, bias=False, eps=0.1), [X], {}),
     "AddLayerNorm": (AddLayerNorm(4), [X, X], {}),
@@ -215,7 +215,7 @@ def test_under_inference_there_is_no_backward():
 
 def test_sinusoids_are_those_of_the_paper():
     count, width = 7, 5
-    y, _ = SinusoidalPositions(count, width)(np.zeros((1, count, width)), np.arange(count))
+    y, _ = SinusoidalPositions()(np.zeros((1, count, width)), np.arange(count))
     for p in range(count):
         for d in range(width):
             angle = p / 10000 ** ((d - d % 2) / width)

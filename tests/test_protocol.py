@@ -4,19 +4,18 @@ A layer called returns its value and its pullback. A pullback takes the gradient
 gradients of the parameters, and returns the gradient of every array input, in order.
 """
 
+import copy
+import weakref
+
 import numpy as np
+import pytest
 
 from minitransformer import gradcheck, inference
-from minitransformer.dispatch import (
-    linear,
-    linear_backward,
-    linear_cross_entropy,
-    linear_cross_entropy_backward,
-)
-from minitransformer.functional import Key, Mask, causal_mask, full_mask
+from minitransformer.dispatch import linear_cross_entropy, linear_cross_entropy_backward
+from minitransformer.functional import Key, causal_mask, full_mask
 from minitransformer.layers import CrossAttention, Embedding, Linear, PreNormBlock, recompute
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.parameters import Layer
+from minitransformer.parameters import Layer, Parameter, zeros
 
 RANDOM = np.random.default_rng(0)
 
@@ -148,40 +147,86 @@ def test_a_ragged_cache():
         np.testing.assert_allclose(logits[1, 0], expected[0, 7], rtol=0, atol=1e-12)
 
 
-def test_what_inference_saves_nothing_of_has_no_backward():
-    layer = Linear(3, 2).build()
+def test_a_pullback_runs_once():
+    totals, backward = small_gpt().loss(padded_batch(np.array([3, 2]), vocabulary=11))
+    backward({"tokens": 1.0})
+    with pytest.raises(RuntimeError, match="this pullback has run already"):
+        backward({"tokens": 1.0})
+
+
+def test_under_inference_a_pullback_holds_no_array():
+    """Neither what an operation saved nor what a closure happened to mention."""
+    model = small_gpt()
+    decoder = CrossAttention(8, 2).build()
+    memory = np.ones((1, 4, 8), np.float32)
     with inference():
-        y, backward = layer(np.ones((1, 3), np.float32))
-    try:
-        backward(y)
-    except RuntimeError as error:
-        assert "inference()" in str(error)
-    else:
-        raise AssertionError("the pullback ran")
+        _, backward = model.loss(padded_batch(np.array([3, 2]), vocabulary=11))
+        _, decoder_backward = decoder(memory, memory, full_mask(4))
+    for pullback in (backward, decoder_backward):
+        assert not [array for array in held_by(pullback) if array.ndim > 1]
+
+
+def held_by(function):
+    """Yield the arrays in the closures of ``function`` and of the functions that those hold."""
+    for cell in function.__closure__ or ():
+        contents = cell.cell_contents
+        for item in contents if isinstance(contents, list | tuple) else [contents]:
+            if isinstance(item, np.ndarray):
+                yield item
+            elif callable(item) and hasattr(item, "__closure__"):
+                yield from held_by(item)
 
 
 def test_dropping_the_pullback_frees_what_it_held():
-    import weakref
-
-    x = np.ones((2, 3))
-    y, saved = linear(x, np.ones((3, 4)), None)
-    assert linear_backward(y, saved)[0].shape == x.shape
+    layer = Linear(3, 4).build()
+    x = np.ones((2, 3), np.float32)
     held = weakref.ref(x)
+    _, backward = layer(x)
     del x
     assert held() is not None
-    del saved
+    del backward
     assert held() is None
 
 
-def test_one_mask_rule_for_every_architecture():
-    """The second query of each row, under the masks of BERT, GPT, UniLM and a cache that holds two."""
-    from minitransformer.functional import visible
+def test_parameters_are_found_wherever_they_stand():
+    class Bag(Layer):
+        def __init__(self):
+            self.tables = [Parameter((2, 3), zeros), Parameter((4,), zeros)]
+            self.named = {"left": Linear(2, 2, bias=False), "right": (Linear(2, 1),)}
 
-    mask = Mask(
-        kv_len=np.array([4, 4, 4, 3]), prefix_len=np.array([4, 0, 3, 0]), offset=np.array([0, 0, 0, 1])
-    )
-    seen = visible(np, mask, 2, 4)[:, 1].astype(int).tolist()
-    assert seen == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    paths = list(Bag().build().parameters())
+    assert paths == [
+        "tables.0",
+        "tables.1",
+        "named.left.weight",
+        "named.right.0.weight",
+        "named.right.0.bias",
+    ]
+
+
+def test_a_part_of_a_model_keeps_its_place_in_the_model():
+    model = small_gpt()
+    with pytest.raises(RuntimeError, match="belongs to a GPT that was built already"):
+        model.blocks[0].build()
+    twin = copy.deepcopy(model)
+    twin.flat.values[...] = 0
+    assert not twin.embedding.table.value.any()
+    assert model.embedding.table.value.any()
+    model.embedding.table.gradient[0, 0] = 1
+    assert np.count_nonzero(model.flat.gradients) == 1
+
+
+def test_two_outputs_have_two_upstream_gradients():
+    class Both(Layer):
+        def __init__(self):
+            self.left, self.right = Linear(3, 2), Linear(3, 4)
+
+        def __call__(self, x):
+            y, left_backward = self.left(x)
+            z, right_backward = self.right(x)
+            return (y, z), lambda dy, dz: left_backward(dy) + right_backward(dz)
+
+    gradcheck.check_layer(Both().build(dtype="float64"), RANDOM.normal(size=(2, 3)))
 
 
 def small_gpt():

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from minitransformer.batches import windows
 from minitransformer.errors import DivergedError, InputError
+from minitransformer.evaluation import mean_loss
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.optimisers import AdamW, clip_factor, global_norm, warmup_cosine
 from minitransformer.parameters import Layer, Parameter
-from minitransformer.training import TrainingArguments, mean_loss, training_steps, update, windows
+from minitransformer.training import TrainingArguments, training_steps, update
 
 RANDOM = np.random.default_rng(0)
 STEPS = 10

@@ -33,6 +33,8 @@ from minitransformer.functional.philox import Key, keep_mask, random_words, spli
 from minitransformer.functional.positions import (
     add_positions,
     add_positions_backward,
+    add_sinusoids,
+    add_sinusoids_backward,
     sinusoidal_positions,
 )
 from minitransformer.functional.relu import relu, relu_backward
@@ -51,6 +53,8 @@ __all__ = [
     "add_layer_norm_backward",
     "add_positions",
     "add_positions_backward",
+    "add_sinusoids",
+    "add_sinusoids_backward",
     "attention",
     "attention_backward",
     "attention_weights",

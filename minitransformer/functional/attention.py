@@ -7,7 +7,7 @@ from minitransformer.arrays import array_module
 from minitransformer.functional.dropout import check_rate
 from minitransformer.functional.mask import check_mask, visible
 from minitransformer.functional.philox import Key, keep_mask
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import COMPUTED_AS_THEY_ARE, COMPUTED_IN_FLOAT32, backward, forward
 
 INVISIBLE = -1e30
 
@@ -42,7 +42,7 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
 
     What is invisible has P = 0, so dS = 0 there: the mask needs no gradient of its own.
     """
-    _check("attention", q, k, v, mask)
+    _check("attention", q, k, v, mask, bias)
     check_rate("attention", dropout)
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -88,7 +88,7 @@ def attention_weights(q, k, *, mask, bias=None, scale=None):
 
 @forward
 def _attention_weights(q, k, *, mask, bias, scale):
-    _check("attention_weights", q, k, k, mask)
+    _check("attention_weights", q, k, k, mask, bias)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     probabilities = _probabilities(q, k, mask, bias, scale)
     return probabilities.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1]), None
@@ -101,7 +101,9 @@ def _probabilities(q, k, mask, bias, scale):
     scores = _heads_of_queries(q, groups) @ _heads_of_keys(k).swapaxes(-1, -2)
     scores *= scale
     if bias is not None:
-        bias = _bias_by_groups(xp.asarray(bias), scores.shape)
+        bias = _bias_by_groups(bias, scores.shape)
+        if bias.dtype.name in COMPUTED_IN_FLOAT32:
+            bias = bias.astype(scores.dtype)
         invisible = bias <= INVISIBLE
         scores += xp.where(invisible, 0, bias)
         xp.copyto(scores, -math.inf, where=invisible)
@@ -164,7 +166,7 @@ def _bias_by_groups(bias, shape):
     return bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
 
 
-def _check(name, q, k, v, mask):
+def _check(name, q, k, v, mask, bias):
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
             f"{name}: q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; "
@@ -177,3 +179,14 @@ def _check(name, q, k, v, mask):
             f"{name}: {q.shape[2]} query heads over {k.shape[2]} key/value heads; expected a multiple"
         )
     check_mask(name, mask, q.shape[0])
+    if bias is None:
+        return
+    full = q.shape[0], q.shape[2], q.shape[1], k.shape[1]
+    fits = bias.ndim <= 4 and all(
+        one in (1, whole) for one, whole in zip(bias.shape[::-1], full[::-1], strict=False)
+    )
+    if bias.dtype.name not in COMPUTED_AS_THEY_ARE + COMPUTED_IN_FLOAT32 or not fits:
+        raise ValueError(
+            f"{name}: bias is a {bias.dtype.name} array of shape {bias.shape}; expected floats, added to the "
+            f"scores, that broadcast to {full} (for a mask of booleans: 0 where visible, -1e30 where not)"
+        )

@@ -3,8 +3,7 @@
 from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
-from minitransformer.functional.embedding import check_ids
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_ids, forward
 from minitransformer.functional.softmax import log_softmax
 
 IGNORED = -100
@@ -33,12 +32,14 @@ def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0)
         dlogits = dtotal · (p − q),   0 in ignored rows
     """
     xp = array_module(logits)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected 0 to 1")
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"cross_entropy: logits have shape {logits.shape} and targets {targets.shape}; "
             f"expected targets of shape {logits.shape[:-1]}"
         )
-    check_ids("cross_entropy", xp.where(targets == ignore_index, 0, targets), logits.shape[-1])
+    check_ids("cross_entropy", xp.where(targets == ignore_index, 0, targets), logits.shape[-1], "target")
     targets = targets.reshape(-1)
     counted = targets != ignore_index
     targets = xp.where(counted, targets, 0)

@@ -2,10 +2,8 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from minitransformer.arrays import array_module
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_ids, forward
 
 
 class EmbeddingSaved(NamedTuple):
@@ -36,23 +34,17 @@ def embedding(table, *, ids):
 @backward
 def embedding_backward(dy, saved, *, add_to=None):
     """Return ``(dtable,)``."""
-    xp = array_module(dy)
-    dtable = add_to[0] if add_to else None
-    if dtable is None:
-        dtable = xp.zeros((saved.rows, dy.shape[-1]), dy.dtype)
-    xp.add.at(dtable, saved.ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))
-    return (dtable,)
+    return (add_rows(add_to[0] if add_to else None, saved.rows, saved.ids, dy),)
 
 
-def check_ids(function_name, ids, limit):
-    """Raise ValueError naming the first of ``ids`` that is not in [0, ``limit``); only on the CPU."""
-    if array_module(ids) is not np or ids.size == 0:
-        return
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"{function_name}: ids have type {ids.dtype.name}; expected integers")
-    if ids.min() < 0 or ids.max() >= limit:
-        place = np.argwhere((ids < 0) | (ids >= limit))[0]
-        raise ValueError(
-            f"{function_name}: id {ids[tuple(place)]} at index {tuple(place.tolist())} is out of range; "
-            f"expected 0 to {limit - 1}"
-        )
+def add_rows(owner, count, ids, rows):
+    """Add ``rows`` (…, D) to the rows ``ids`` (…) of ``owner``, or of ``count`` rows of zeros; return it.
+
+    On a GPU the order of the additions, and so the last bit of a sum, differs from run to run.
+    """
+    xp = array_module(rows)
+    width = rows.shape[-1]
+    if owner is None:
+        owner = xp.zeros((count, width), rows.dtype)
+    xp.add.at(owner, ids.reshape(-1), rows.reshape(-1, width))
+    return owner

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from minitransformer.functional.rules import backward, forward
 
+BLOCK = 2**20  # entries of a gradient that are computed before they are added: 4 MB in float32
+
 
 class LinearSaved(NamedTuple):
     """What ``linear_backward`` needs."""
@@ -62,7 +64,10 @@ def add_product(owner, a, b):
     """
     if owner is None:
         return a @ b
-    block = max(1, 2**18 // owner.shape[1])
+    if not owner.flags.c_contiguous and owner.flags.f_contiguous:
+        add_product(owner.T, b.T, a.T)
+        return owner
+    block = max(1, BLOCK // owner.shape[1])
     for start in range(0, owner.shape[0], block):
         part = slice(start, start + block)
         owner[part] += a[part] @ b

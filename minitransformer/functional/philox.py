@@ -29,7 +29,7 @@ def split(key, count):
     """
     if key is None:
         return (None,) * count
-    return tuple(Key(key.seed, _mix(key.stream * 31 + index + 1)) for index in range(count))
+    return tuple(Key(key.seed, _mix(_mix(key.stream) + index + 1)) for index in range(count))
 
 
 def _mix(word):

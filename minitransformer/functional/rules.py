@@ -7,6 +7,8 @@ what is the same for all of them and keep it out of the formulas:
 - one floating type a call: float32 with float64 is an error, not a silent conversion;
 - half types (float16, bfloat16) are computed in float32 and come back as they were;
 - ``add_to``: gradients are added into arrays that the caller owns.
+
+What a backward returns may be ``dy`` itself, or one array in two places: never write into it.
 """
 
 import functools
@@ -14,6 +16,8 @@ import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from minitransformer.arrays import array_module
 
 COMPUTED_AS_THEY_ARE = ("float32", "float64")
 COMPUTED_IN_FLOAT32 = ("float16", "bfloat16")
@@ -31,10 +35,12 @@ def forward(function):
 
     A total (0-d) stays in float32: a sum over a batch would overflow float16.
     """
+    name = function.__name__.lstrip("_")
+    argument_names = tuple(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def checked(*arrays, **settings):
-        dtype = common_type(function, arrays)
+        dtype = common_type(name, argument_names, arrays)
         # a NumPy scalar among the settings would decide the type of the result; a Python one does not
         settings = {
             name: float(value) if isinstance(value, np.floating) else value
@@ -73,12 +79,11 @@ def backward(function):
     return checked
 
 
-def common_type(function, arrays):
+def common_type(function_name, argument_names, arrays):
     """Return the one floating type of ``arrays``; raise TypeError, naming the argument, if there is none."""
     known = COMPUTED_AS_THEY_ARE + COMPUTED_IN_FLOAT32
-    function_name = function.__name__.lstrip("_")
     first_name, first_type = None, None
-    for name, array in zip(inspect.signature(function).parameters, arrays, strict=False):
+    for name, array in zip(argument_names, arrays, strict=False):
         if array is None:
             continue
         dtype = getattr(array, "dtype", None)
@@ -92,6 +97,23 @@ def common_type(function, arrays):
             )
         first_name, first_type = first_name or name, dtype
     return first_type
+
+
+def check_ids(function_name, ids, limit, noun="id"):
+    """Raise ValueError naming the first of ``ids`` that is not in [0, ``limit``).
+
+    Only on the CPU: asking a GPU would make the host wait in every step.
+    """
+    if array_module(ids) is not np or ids.size == 0:
+        return
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{function_name}: {noun}s have type {ids.dtype.name}; expected integers")
+    if ids.min() < 0 or ids.max() >= limit:
+        place = np.argwhere((ids < 0) | (ids >= limit))[0]
+        raise ValueError(
+            f"{function_name}: {noun} {ids[tuple(place)]} at index {tuple(place.tolist())} is out of range; "
+            f"expected 0 to {limit - 1}"
+        )
 
 
 def _check_type_of_gradient(function, dy, saved):

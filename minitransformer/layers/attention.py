@@ -18,7 +18,7 @@ class SelfAttention(Layer):
         self, width, heads, key_value_heads=None, bias=True, dropout=0.0, deviation=0.02, out_deviation=0.02
     ):
         self.heads = heads
-        self.key_value_heads = key_value_heads or heads
+        self.key_value_heads = heads if key_value_heads is None else key_value_heads
         self.head_width = head_width(width, heads, self.key_value_heads)
         self.dropout = dropout
         packed_width = (heads + 2 * self.key_value_heads) * self.head_width
@@ -37,12 +37,13 @@ class SelfAttention(Layer):
             k, v = cache.extend(k, v, mask)
         heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
         y, output_backward = self.output(heads.reshape(x.shape))
+        q_shape, packed_shape = q.shape, packed.shape  # the pullback must not hold the arrays
 
         def backward(dy):
-            dheads = output_backward(dy).reshape(q.shape)
+            dheads = output_backward(dy).reshape(q_shape)
             dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
             dpacked = array_module(dy).concatenate((dq, dk, dv), axis=2)
-            return packed_backward(dpacked.reshape(packed.shape))
+            return packed_backward(dpacked.reshape(packed_shape))
 
         return y, backward
 
@@ -78,12 +79,13 @@ class CrossAttention(Layer):
         k, v = parts[:, :, : self.heads], parts[:, :, self.heads :]
         heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
         y, output_backward = self.output(heads.reshape(x.shape))
+        x_shape, q_shape, packed_shape = x.shape, q.shape, packed.shape
 
         def backward(dy):
-            dheads = output_backward(dy).reshape(q.shape)
+            dheads = output_backward(dy).reshape(q_shape)
             dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
             dpacked = array_module(dy).concatenate((dk, dv), axis=2)
-            return query_backward(dq.reshape(x.shape)), packed_backward(dpacked.reshape(packed.shape))
+            return query_backward(dq.reshape(x_shape)), packed_backward(dpacked.reshape(packed_shape))
 
         return y, backward
 

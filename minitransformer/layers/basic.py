@@ -1,8 +1,6 @@
 """The simplest layers: one operation and its parameters each."""
 
 from minitransformer import dispatch
-from minitransformer.arrays import array_module
-from minitransformer.functional import sinusoidal_positions
 from minitransformer.parameters import Layer, Parameter, normal, ones, zeros
 
 
@@ -74,16 +72,13 @@ class LearnedPositions(Layer):
 class SinusoidalPositions(Layer):
     """x + the sinusoids of the 2017 paper: ``x`` (B, T, D) → (B, T, D). Nothing is learned."""
 
-    def __init__(self, count, width):
-        self.count, self.width = count, width
-
     def __call__(self, x, positions):
-        table = sinusoidal_positions(array_module(x), self.count, self.width, x.dtype)
+        y, saved = dispatch.add_sinusoids(x, positions=positions)
 
         def backward(dy):
-            return dy
+            return dispatch.add_sinusoids_backward(dy, saved)[0]
 
-        return x + table[positions], backward
+        return y, backward
 
 
 class LayerNorm(Layer):

@@ -31,8 +31,8 @@ class FeedForward(Layer):
             backwards.append(layer_backward)
 
         def backward(dy):
-            while backwards:
-                dy = backwards.pop()(dy)
+            for layer_backward in reversed(backwards):
+                dy = layer_backward(dy)
             return dy
 
         return x, backward

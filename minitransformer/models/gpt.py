@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
-from minitransformer.errors import InputError
+from minitransformer.errors import InputError, check_types
 from minitransformer.functional import Mask, split
 from minitransformer.layers import (
     Cache,
@@ -51,6 +51,7 @@ class GPTConfig:
     eps: float = 1e-5
 
     def __post_init__(self):
+        check_types(self)
         for name in ("vocabulary_size", "context_length", "layers", "heads", "width"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -63,6 +64,8 @@ class GPTConfig:
             raise InputError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if self.positions not in POSITIONS:
             raise InputError(f"positions is {self.positions!r}; expected one of {', '.join(POSITIONS)}")
+        if not 0 < self.eps < math.inf:
+            raise InputError(f"eps is {self.eps}; expected a positive number")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1")
 
@@ -82,7 +85,7 @@ class GPT(Layer):
         if config.positions == "learned":
             self.positions = LearnedPositions(config.context_length, width, DEVIATION)
         else:
-            self.positions = SinusoidalPositions(config.context_length, width)
+            self.positions = SinusoidalPositions()
         self.dropout = Dropout(config.dropout)
         # two residual additions a block: this keeps the sum's variance from growing with depth (GPT-2)
         out_deviation = DEVIATION / math.sqrt(2 * config.layers)
@@ -91,12 +94,12 @@ class GPT(Layer):
                 width,
                 config.heads,
                 config.feed_forward_width,
-                config.activation,
-                bias,
-                config.dropout,
-                eps,
-                DEVIATION,
-                out_deviation,
+                activation=config.activation,
+                bias=bias,
+                dropout=config.dropout,
+                eps=eps,
+                deviation=DEVIATION,
+                out_deviation=out_deviation,
             )
             for _ in range(config.layers)
         ]
@@ -125,6 +128,8 @@ class GPT(Layer):
             cache.advance(new_lengths)
 
         def backward(dh):
+            if not block_backwards:
+                raise RuntimeError("this pullback has run already; call the model again for another")
             dx = norm_backward(dh)
             while block_backwards:
                 dx = block_backwards.pop()(dx)
@@ -135,12 +140,20 @@ class GPT(Layer):
     def __call__(self, batch, key=None, cache=None):
         """Return the logits (B, T, V) of the token after each, and ``dlogits → None``."""
         h, hidden_backward = self.hidden(batch, key, cache)
+        logits, head_backward = self.head(h)
+
+        def backward(dlogits):
+            hidden_backward(head_backward(dlogits))
+
+        return logits, backward
+
+    def head(self, h):
+        """Return the logits (…, V) of hidden states ``h`` (…, D), by the tied table, and ``dlogits → dh``."""
         table = self.embedding.table
         logits, saved = dispatch.linear(h, table.value.T, None)
 
         def backward(dlogits):
-            dh, _, _ = dispatch.linear_backward(dlogits, saved, add_to=(None, table.gradient.T, None))
-            hidden_backward(dh)
+            return dispatch.linear_backward(dlogits, saved, add_to=(None, table.gradient.T, None))[0]
 
         return logits, backward
 
@@ -166,12 +179,12 @@ class GPT(Layer):
         head = config.width // config.heads
         return Cache(
             array_module(values),
-            config.layers,
-            batch,
-            config.context_length,
-            config.heads,
-            head,
-            values.dtype,
+            layers=config.layers,
+            batch=batch,
+            capacity=config.context_length,
+            heads=config.heads,
+            width=head,
+            dtype=values.dtype,
         )
 
     def forward_flops(self, length):

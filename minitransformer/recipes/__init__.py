@@ -43,19 +43,20 @@ def load_recipe(name, assignments=()):
         raise InputError(f"there is no recipe {name!r}{_nearest(name, recipe_names())}")
     text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
-    types = {
-        "model": _types(GPTConfig, without=DECIDED_BY_THE_CORPUS),
-        "training": _types(TrainingArguments),
+    known = {
+        "model": _names(GPTConfig, without=DECIDED_BY_THE_CORPUS),
+        "training": _names(TrainingArguments),
     }
     for assignment in assignments:
         setting, equals, written = assignment.partition("=")
         setting = setting.strip()
-        part = next((part for part, known in types.items() if setting in known), None)
-        if not equals or part is None:
-            known = sorted(types["model"] | types["training"])
-            wrong = f"there is no setting {setting!r}" if equals else f"{assignment!r} is not name=value"
-            raise InputError(f"{wrong}{_nearest(setting, known)}")
-        table[part][setting] = _value(setting, written.strip(), types[part][setting])
+        part = next((part for part, names in known.items() if setting in names), None)
+        if not equals:
+            raise InputError(f"{assignment!r} is not name=value")
+        if part is None:
+            names = sorted(known["model"] | known["training"])
+            raise InputError(f"there is no setting {setting!r}{_nearest(setting, names)}")
+        table[part][setting] = _value(written.strip())
     recipe = Recipe(
         name, table["description"], table["corpus"], table["model"], TrainingArguments(**table["training"])
     )
@@ -63,22 +64,16 @@ def load_recipe(name, assignments=()):
     return recipe
 
 
-def _types(settings, without=None):
-    return {field.name: field.type for field in fields(settings) if field.name != without}
+def _names(settings, without=None):
+    return {field.name for field in fields(settings) if field.name != without}
 
 
-def _value(setting, written, expected):
-    """Read ``written`` as TOML and check it against ``expected``, the annotation of the field."""
+def _value(written):
+    """Read ``written`` as TOML, or as a string where it is none."""
     try:
-        value = tomllib.loads(f"value = {written}")["value"]
+        return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
-        value = written
-    expected = {int | None: int}.get(expected, expected)
-    if expected is float and type(value) is int:
-        value = float(value)
-    if type(value) is not expected:
-        raise InputError(f"{setting} is {written!r}; expected a value of type {expected.__name__}")
-    return value
+        return written
 
 
 def _nearest(name, known):

@@ -1,0 +1,86 @@
+"""What is written about the code is true of it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "minitransformer"
+
+# from the ground up; a module may import from its own floor and from those below
+FLOORS = [
+    {"errors", "arrays", "memory", "files"},
+    {"functional"},
+    {"dispatch"},
+    {"parameters", "layers", "tracing"},
+    {"models", "gradcheck"},
+    {"batches", "optimisers", "tokenizer", "corpus", "plots"},
+    {"training", "evaluation", "generation", "checkpoint"},
+    {"recipes", "info", "run"},
+    {"display"},
+    {"cli", "__main__"},
+]
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_has_the_two_commands():
+    first, second = re.findall(r"```\n(python3 -m venv .*)\n```", README)
+    assert first == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/minitransformer train"
+    assert second == 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest'
+
+
+@pytest.mark.parametrize("number", range(len(python_blocks())))
+def test_the_readmes_examples_run(number, tmp_path, monkeypatch, capsys):
+    from minitransformer.checkpoint import save_model
+    from minitransformer.models import GPT, GPTConfig
+    from minitransformer.tokenizer import character_tokenizer
+
+    folder = tmp_path / "runs" / "python"  # the folder that the first command leaves
+    folder.mkdir(parents=True)
+    tokenizer = character_tokenizer("def fgh")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_model(GPT(GPTConfig(tokenizer.get_vocab_size(), 8, 1, 1, 8)).build(), folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_blocks()[number], "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_the_links_of_the_documents_lead_somewhere():
+    for document in ("README.md", "ARCHITECTURE.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), f"{document}: {target}"
+
+
+def test_imports_go_down():
+    place = {name: height for height, names in enumerate(FLOORS) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        for imported in imported_modules(path):
+            assert place[imported] <= place[own], f"{path.relative_to(ROOT)} imports {imported}"
+
+
+def imported_modules(path):
+    """Yield the modules of the package that ``path`` imports, by their first name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minitransformer"):
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+
+
+def test_cupy_is_imported_in_one_place():
+    files = [path for path in PACKAGE.rglob("*.py") if re.search(r"import cupy|\"cupy\"", path.read_text())]
+    assert files == [PACKAGE / "arrays.py"]
+
+
+def test_nothing_is_pickled():
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"pickle|np\.load\(|np\.save", path.read_text()), path
