@@ -117,6 +117,7 @@ CASES = [
         ((2, 3, 4),),
         {"positions": np.array([[0, 0, 5], [5, 1, 0]])},
     ),
+    Case("add_sinusoids", "large", ((4, 20, 30),), {"positions": np.arange(20)}),
     Case("add_positions", "large", ((4, 20, 30), (20, 30)), {"positions": np.arange(20)}),
     Case("cross_entropy", "plain", ((2, 3, 5),), {"targets": integers((2, 3), 5)}),
     Case("cross_entropy", "one vector", ((5,),), {"targets": np.array(3)}),
