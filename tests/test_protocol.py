@@ -148,7 +148,7 @@ def test_a_ragged_cache():
 
 
 def test_a_pullback_runs_once():
-    totals, backward = small_gpt().loss(padded_batch(np.array([3, 2]), vocabulary=11))
+    _, backward = small_gpt().loss(padded_batch(np.array([3, 2]), vocabulary=11))
     backward({"tokens": 1.0})
     with pytest.raises(RuntimeError, match="this pullback has run already"):
         backward({"tokens": 1.0})
