@@ -199,6 +199,9 @@ def _progress(task_name):
     """Show progress on standard error; yield what is called with how much is done, and of how much."""
     console = Console(stderr=True)
     columns = TextColumn(task_name), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(task_name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -20,7 +20,6 @@ class TerminalDisplay(Display):
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal,
             transient=True,
         )
         self.task = None
@@ -41,7 +40,8 @@ class TerminalDisplay(Display):
         self.task = self.progress.add_task(
             "training", total=recipe.training.max_steps, loss=float("nan"), speed=0.0
         )
-        self.progress.start()
+        if self.console.is_terminal:
+            self.progress.start()
 
     def stepped(self, step, loss, tokens_per_second):
         """Move the bar."""
@@ -60,4 +60,5 @@ class TerminalDisplay(Display):
 
     def end(self):
         """Take the bar away."""
-        self.progress.stop()
+        if self.console.is_terminal:
+            self.progress.stop()

@@ -90,3 +90,14 @@ def test_every_dependency_has_a_lower_bound():
     for extra in config["options.extras_require"].values():
         lines += extra.split("\n")
     assert all(">=" in line for line in lines if line.strip())
+
+
+def test_the_lower_bounds_are_those_that_are_tried():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = config["options"]["install_requires"] + "\n" + config["options.extras_require"]["test"]
+    bounds = dict(line.split(" >= ") for line in needed.split("\n") if line.strip())
+    tried = dict(line.split("==") for line in (ROOT / ".ci" / "lower-bounds.txt").read_text().splitlines())
+    assert bounds.keys() == tried.keys()
+    for name, bound in bounds.items():
+        assert f"{tried[name]}.0".startswith(f"{bound}."), name
