@@ -1,42 +1,20 @@
-"""Planted mistakes: the checks of this suite are worth something only if they catch wrong gradients.
-
-Each row of the tables below replaces a text in the library's own source. The check that passes on the
-source as it stands must fail on the changed one.
-"""
+"""Planted mistakes in the operations and in the rules that they share; see ``mutations``."""
 
 import inspect
 import sys
-import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import test_layers
+from mutations import mutated, named, run
 from test_attention import check_visible
 from test_functional_gradients import SMALL_CASES
 from test_functional_rules import check_adds
 
-from minitransformer import functional, layers, models
-from minitransformer.functional import Key, Mask
-from minitransformer.gradcheck import GradientError, check_layer, check_model, check_operation
-
-
-def mutated(source, part, old, new):
-    """Return ``source`` with ``old`` replaced within its ``part``."""
-    assert source.count(part) == 1
-    assert part.count(old) == 1, f"the text to replace is there {part.count(old)} times"
-    return source.replace(part, part.replace(old, new))
-
-
-def run(source, module, namespace):
-    """Execute ``source`` as if it stood in ``module``; return what it defines."""
-    namespace = {"__name__": module.__name__, **namespace}
-    exec(compile(source, f"{module.__name__}, changed", "exec"), namespace)
-    return namespace
-
-
-# --- operations: a wrong backward with the right forward
+from minitransformer import functional
+from minitransformer.functional import Mask
+from minitransformer.gradcheck import GradientError, check_operation
 
 
 def check_gradients(operation, backward):
@@ -242,10 +220,6 @@ OPERATIONS = [
 ]
 
 
-def named(rows):
-    return pytest.mark.parametrize("row", rows, ids=[f"{row[0]}-{row[1]}" for row in rows])
-
-
 @named(OPERATIONS)
 def test_a_mistake_in_an_operation_is_caught(row):
     error = GradientError if row.check is check_gradients else AssertionError
@@ -307,145 +281,3 @@ def test_a_mistake_in_a_rule_is_caught(row):
     wrong = run(mutated(inspect.getsource(module), part, old, new), module, {})[name]
     with pytest.raises(AssertionError):
         check_rule(wrong)
-
-
-# --- layers and models: compositions with something left out
-
-
-class Composition(NamedTuple):
-    """A mistake in a layer's ``__call__``, and the row of ``test_layers.LAYERS`` that shows it."""
-
-    row: str
-    mistake: str
-    old: str
-    new: str
-
-
-COMPOSITIONS = [
-    Composition("Linear", "bias without owner", "_gradient(self.bias)", "None"),
-    Composition("Linear", "weight without owner", "self.weight.gradient", "None"),
-    Composition("LinearGelu exact", "weight without owner", "self.weight.gradient", "None"),
-    Composition("Embedding", "table without owner", "self.table.gradient", "self.table.gradient.copy()"),
-    Composition("LearnedPositions", "table without owner", "self.table.gradient", "None"),
-    Composition("SinusoidalPositions", "gradient stops", "(dy, saved)[0]", "(0 * dy, saved)[0]"),
-    Composition("LayerNorm", "bias without owner", "_gradient(self.bias)", "None"),
-    Composition("AddLayerNorm", "gain without owner", "self.gain.gradient", "None"),
-    Composition("AddLayerNorm", "residual forgotten", "return dx, dresidual", "return dx, 0 * dresidual"),
-    Composition("Dropout", "mask forgotten", "return dispatch.dropout_backward(dy, saved)[0]", "return dy"),
-    Composition("Relu", "kink forgotten", "return dispatch.relu_backward(dy, saved)[0]", "return dy"),
-    Composition(
-        "FeedForward relu",
-        "activation forgotten",
-        "in reversed(backwards)",
-        "in reversed(backwards[:1] + backwards[2:])",
-    ),
-    Composition("SelfAttention", "dq and dk swapped", "(dq, dk, dv), axis", "(dk, dq, dv), axis"),
-    Composition("SelfAttention, groups", "dk and dv swapped", "(dq, dk, dv), axis", "(dq, dv, dk), axis"),
-    Composition("CrossAttention", "memory forgotten", "packed_backward(dp", "0 * packed_backward(dp"),
-    Composition("CrossAttention", "dk and dv swapped", "(dk, dv), axis", "(dv, dk), axis"),
-    Composition("PreNormBlock", "second residual forgotten", "dx = dy + norm2", "dx = norm2"),
-    Composition("PreNormBlock", "first residual forgotten", "return dx + norm1", "return norm1"),
-    Composition(
-        "PreNormBlock", "first residual past the second half", "return dx + norm1", "return dy + norm1"
-    ),
-    Composition("PreNormBlock, dropout", "first dropout forgotten", "dropout1_backward(dx)", "dx"),
-    Composition("PreNormBlock, dropout", "second dropout forgotten", "dropout2_backward(dy)", "dy"),
-    Composition("PostNormBlock", "second residual forgotten", "dx = dx + feed", "dx = feed"),
-    Composition("PostNormBlock", "first residual forgotten", "return dx + attention", "return attention"),
-    Composition("PostNormBlock exact, dropout", "dropout forgotten", "dropout1_backward(dh)", "dh"),
-]
-
-
-@named(COMPOSITIONS)
-def test_a_mistake_in_a_layer_is_caught(row, monkeypatch):
-    layer = type(test_layers.LAYERS[row.row][0])
-    test_layers.check(row.row)
-    plant(monkeypatch, layer, "__call__", row.old, row.new)
-    with pytest.raises(GradientError):
-        test_layers.check(row.row)
-
-
-def plant(monkeypatch, owner, name, old, new):
-    """Replace ``old`` in the source of the method ``owner.name``."""
-    method = vars(owner)[name]
-    module = inspect.getmodule(method)
-    source = inspect.getsource(method)
-    namespace = run(textwrap.dedent(mutated(source, source, old, new)), module, vars(module))
-    monkeypatch.setattr(owner, name, namespace[name])
-
-
-RUN_AGAIN = "_, layer_backward = layer(*arrays, **settings)"
-ANOTHER_KEY = "{**settings, 'key': settings['key']._replace(stream=8)}"
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (RUN_AGAIN, RUN_AGAIN.replace("settings", ANOTHER_KEY)),
-        ("return layer_backward(*dy)", "return 0 * layer_backward(*dy)"),
-    ],
-    ids=["another key", "input gradient lost"],
-)
-def test_a_mistake_in_recomputation_is_caught(old, new, monkeypatch):
-    plant(monkeypatch, inspect.getmodule(layers.recompute), "recompute", old, new)
-    monkeypatch.setattr(test_layers, "recompute", inspect.getmodule(layers.recompute).recompute)
-    with pytest.raises(GradientError):
-        test_layers.check("recomputation, dropout")
-
-
-SMALL_GPT = models.GPTConfig(
-    vocabulary_size=7, context_length=5, layers=2, heads=2, width=8, feed_forward_width=25, dropout=0.2
-)
-BATCH = {
-    "ids": np.array([[1, 0, 6, 1, 1], [2, 3, 3, 5, 0]]),
-    "targets": np.array([[0, 6, 1, 1, -100], [3, 3, -100, -100, -100]]),
-    "lengths": np.array([5, 3]),
-}
-
-
-def check_loss():
-    check_model(models.GPT(SMALL_GPT).build(dtype="float64"), BATCH, key=Key(6))
-
-
-def check_logits():
-    check_layer(models.GPT(SMALL_GPT).build(dtype="float64"), BATCH, key=Key(6))
-
-
-# check, mistake, method, old, new
-MODELS = [
-    (check_loss, "tied gradient forgotten in the head", "loss", "(None, table.gradient, None)", "None"),
-    (check_logits, "tied gradient forgotten in the logits", "head", "table.gradient.T", "None"),
-    (check_loss, "weight of the loss forgotten", "loss", 'weights["tokens"]', "1.0"),
-    (check_loss, "gradient stops at the head", "loss", "hidden_backward(dh)", "pass"),
-    (check_loss, "embedding forgotten", "hidden", "embedding_backward(positions", "(positions"),
-    (
-        check_loss,
-        "positions forgotten",
-        "hidden",
-        "positions_backward(dropout_backward(dx))",
-        "dropout_backward(dx)",
-    ),
-    (check_loss, "dropout of the embedding forgotten", "hidden", "dropout_backward(dx)", "dx"),
-    (check_loss, "blocks in the order of the forward", "hidden", "pop()(dx)", "pop(0)(dx)"),
-    (check_loss, "gradient past the last norm", "hidden", "dx = norm_backward(dh)", "dx = dh"),
-]
-
-
-@pytest.mark.parametrize("row", MODELS, ids=[row[1] for row in MODELS])
-def test_a_mistake_in_gpt_is_caught(row, monkeypatch):
-    check_whole, _, method, old, new = row
-    plant(monkeypatch, models.GPT, method, old, new)
-    with pytest.raises(GradientError):
-        check_whole()
-
-
-@pytest.mark.parametrize("check_whole", [check_loss, check_logits])
-def test_gpt_is_right_as_it_stands(check_whole):
-    check_whole()
-
-
-def test_every_layer_has_a_mistake():
-    known = {
-        value for value in vars(layers).values() if isinstance(value, type) and value is not layers.Cache
-    }
-    assert known == {type(test_layers.LAYERS[row.row][0]) for row in COMPOSITIONS}
