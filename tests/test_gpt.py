@@ -37,6 +37,30 @@ def test_gradient_of_a_larger_model_by_directions():
     gradcheck.check_model(GPT(config).build(dtype="float64"), batch(4, 32, 65))
 
 
+def test_float32_gradients_are_as_good_as_pytorchs(torch):
+    """Each tensor's error against float64 is at most twice PyTorch's own."""
+    from bench import torch_gpt
+
+    config = GPTConfig(vocabulary_size=65, context_length=32, layers=3, heads=4, width=64)
+    model = GPT(config).build(seed=1)
+    data = batch(4, 32, 65)
+    _, backward = model.loss(data)
+    backward({"tokens": 1 / 128})
+
+    def theirs(dtype):
+        tensors = torch_gpt.tensors_like(model, dtype)
+        loss = torch_gpt.mean_loss(tensors, config, *(torch.from_numpy(data[n]) for n in ("ids", "targets")))
+        gradients = torch.autograd.grad(loss, list(tensors.values()))
+        return {path: gradient.numpy() for path, gradient in zip(tensors, gradients, strict=True)}
+
+    exact, single = theirs(torch.float64), theirs(torch.float32)
+    whole = np.sqrt(sum(np.square(gradient).sum() for gradient in exact.values()))
+    for path, parameter in model.parameters().items():
+        error = np.linalg.norm(parameter.gradient - exact[path])
+        floor = 16 * 2.0**-24 * max(np.linalg.norm(exact[path]), 1e-3 * whole)
+        assert error <= 2 * max(np.linalg.norm(single[path] - exact[path]), floor), path
+
+
 def test_gradient_of_the_logits():
     class Logits(GPT):
         def __call__(self, ids):
