@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from bench.machine import machine
-from bench.parity import parity as run_parity
 from minitransformer.files import write_json
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -28,6 +27,12 @@ def parity(
     json_file: JsonFile = None,
 ):
     """Train the shakespeare recipe here and in PyTorch, on the same batches from the same weights."""
+    try:
+        from bench.parity import parity as run_parity  # noqa: PLC0415  not everyone has PyTorch
+    except ImportError as error:
+        raise typer.BadParameter(
+            f"this needs a peer to compare with: pip install '.[oracle]' ({error})"
+        ) from None
     report([run_parity(data, settings or ())], json_file)
 
 

@@ -43,7 +43,7 @@ def device_module(device):
     except ImportError:
         raise DeviceError(
             "device 'cuda' needs CuPy, which is not installed; run "
-            "pip install 'minitransformer[cuda12]' (or [cuda13]), or use device 'cpu'"
+            "pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x), or use device 'cpu'"
         ) from None
     if not cupy.is_available():
         raise DeviceError(

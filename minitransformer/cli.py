@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -69,7 +71,6 @@ def train(
         raise typer.Exit(INTERRUPTED)
     with _progress("evaluating") as advance:
         score = evaluate_text(model, tokenizer, corpus.validation, advance)
-    name = shlex.quote(str(folder))
     minutes = (time.perf_counter() - started) / 60
     memory = peak_memory()
     display.say(
@@ -79,12 +80,14 @@ def train(
         f"{score['bits_per_byte']:.3f} bits a byte (loss {score['val_loss']:.4f}); "
         f"xz -9 needs {score['xz_bits_per_byte']:.3f}."
     )
+    name, command = shlex.quote(str(folder)), _command()
+    more = f" --data {shlex.quote(str(data))}" if data else ""
     display.say(
         f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), "
         f"{METRICS}, {LOSS_PICTURE} and {CORPUS}. Try next:\n"
-        f"    minitransformer generate {name} --prompt {shlex.quote(_prompt_to_try(corpus))}\n"
-        f"    minitransformer evaluate {name}\n"
-        f"    minitransformer train {recipe} --set width=192 --set max_steps=4000"
+        f"    {command} generate {name} --prompt {shlex.quote(_prompt_to_try(corpus))}\n"
+        f"    {command} evaluate {name}\n"
+        f"    {command} train {recipe}{more} --set width=192 --set max_steps={2 * chosen.training.max_steps}"
     )
 
 
@@ -191,7 +194,17 @@ def _load(folder, device):
 
 
 def _prompt_to_try(corpus):
-    return "def " if corpus.source["corpus"] == "python" else corpus.validation[:12].split("\n")[0]
+    """Return how a text of this kind might begin."""
+    word = re.search(r"[^\W\d_]{3,}", corpus.validation)
+    return "def " if corpus.source["corpus"] == "python" or word is None else word.group()
+
+
+def _command():
+    """Return this command as it can be typed here."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return "python -m minitransformer"
+    return program.name if shutil.which(program.name) else str(program)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,8 @@ def judged_text(folder, data=None):
     kind, digest = source.get("corpus"), source.get("sha256")
     if kind not in ("python", "text") or not isinstance(source.get("path", ""), str):
         raise InputError(f"{path} is damaged: it does not say what the model was trained on")
+    if data is None and kind == "text" and not Path(source.get("path", "")).is_file():
+        raise InputError(f"the text that {folder} was trained on is gone; say where it is with --data")
     if data is None:
         corpus = python_corpus() if kind == "python" else text_corpus(source.get("path", ""))
         if corpus.source["sha256"] != digest:
@@ -113,7 +115,8 @@ def read_text(path):
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start:,} "
-            f"can't be decoded; convert it first, for example with iconv -t utf-8"
+            "can't be decoded; if it is text at all, convert it, for example with "
+            "iconv -f windows-1252 -t utf-8"
         ) from None
 
 

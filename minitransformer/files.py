@@ -18,7 +18,10 @@ def replacing(path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers make private files
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

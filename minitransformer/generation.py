@@ -15,7 +15,7 @@ def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
     is full, its older half is forgotten. With ``use_cache`` a step computes only its own token; without, the
     whole context again, with the same result.
     """
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     if len(ids) == 0:
         raise InputError("the prompt is empty; expected at least one token to continue from")
     return _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
@@ -62,8 +62,10 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     return probabilities
 
 
-def check_sampling(max_new_tokens, temperature, top_k, top_p):
+def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):
     """Raise InputError for settings that mean nothing."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; expected at least 0")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens}; expected at least 0")
     if not 0 <= temperature < np.inf:

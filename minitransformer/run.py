@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -62,7 +63,7 @@ def train_recipe(recipe, output_dir, data=None, device="cpu", display=None):
     train_tokens = encode(tokenizer, corpus.train).astype(smallest)
     validation_tokens = encode(tokenizer, corpus.validation).astype(smallest)
 
-    output_dir.mkdir(parents=True, exist_ok=True)
+    claim(output_dir)
     write_json(output_dir / CORPUS, corpus.source)
     with replacing(output_dir / TOKENIZER) as temporary:
         tokenizer.save(str(temporary))
@@ -169,6 +170,19 @@ def check_output_dir(output_dir):
         raise InputError(f"{output_dir} holds another run; choose another --output-dir or remove it first")
 
 
+def claim(output_dir):
+    """Make the folder and its metrics file, which no other run may have made meanwhile."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / METRICS).touch(exist_ok=False)
+    except FileExistsError:
+        raise InputError(f"{output_dir} holds another run; choose another --output-dir") from None
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {output_dir}: {error.strerror}; choose another --output-dir"
+        ) from None
+
+
 def check_long_enough(corpus, context_length):
     """Raise InputError unless both parts of ``corpus`` can fill what is asked of them."""
     if len(corpus.train) <= context_length or len(corpus.validation) < 2:
@@ -201,6 +215,7 @@ def _interruption():
 
     def handle(number, frame):
         asked.set()
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = signal.signal(signal.SIGINT, handle)

@@ -38,15 +38,20 @@ class _Printer:
         self.saved_arrays |= here
         shapes = " ".join(_shape(array) for array in arrays)
         size = _bytes(sum(array.nbytes for array in here.values()))
-        print(f"→ {name:<22}{shapes} → {_shape(y)}  saved {size}", file=self.file)
+        self.print(f"→ {name:<22}{shapes} → {_shape(y)}  saved {size}")
 
     def saw_backward(self, name, dy, saved, gradients):
         norms = " ".join(_norm(gradient) for gradient in gradients)
-        print(f"← {name:<22}|dy| {_norm(dy)} → {norms}", file=self.file)
+        self.print(f"← {name:<22}|dy| {_norm(dy)} → {norms}")
 
     def finish(self):
         total = sum(array.nbytes for array in self.saved_arrays.values())
-        print(f"saved for backward, each array counted once: {_bytes(total)}", file=self.file)
+        self.print(f"saved for backward, each array counted once: {_bytes(total)}")
+
+    def print(self, line):
+        """Print ``line``, with question marks for what the file's encoding does not have."""
+        encoding = getattr(self.file, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), file=self.file)
 
 
 def _collect(saved, found):

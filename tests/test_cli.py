@@ -155,6 +155,7 @@ def mistakes():
     yield "no model", ("generate", "nowhere"), "there is no folder nowhere"
     yield "not a model", ("evaluate", "."), "config.json is missing"
     yield "unknown characters", ("generate", "model", "--prompt", "QUEEN"), "never saw: 'E' (U+0045)"
+    yield "seed", ("generate", "model", "--seed", -1), "seed is -1; expected at least 0"
     yield "temperature", ("generate", "model", "--temperature", -1), "temperature is -1"
     yield "other text", ("evaluate", "model", "--data", "bytes.txt"), "is not UTF-8"
 
@@ -217,7 +218,7 @@ def test_interruption_finishes_the_step_and_saves(folder):
     running.send_signal(signal.SIGINT)
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert errors == ""
+    assert errors == "\nstopping after this step; Ctrl-C again stops at once\n"
     assert "stopped holds the model as it is" in output
     last = json.loads(metrics.read_text().splitlines()[-1])
     saved = json.loads((folder / "stopped" / "config.json").read_text())["minitransformer"]["step"]

@@ -144,7 +144,7 @@ def test_settings_of_a_recipe():
     assert recipe.training.learning_rate == 1.0
     assert recipe.config(5).dropout == 0.25
     assert recipe.config(5).positions == "sinusoidal"
-    assert load_recipe("python", ["bias=true", "feed_forward_width=24"]).config(5).feed_forward_width == 24
+    assert load_recipe("python", ["bias=True", "feed_forward_width=24"]).config(5).feed_forward_width == 24
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,8 @@ def test_settings_of_a_recipe():
         ("python", "max_steps=1.5", "max_steps is 1.5; expected a value of type int"),
         ("python", "bias=1", "bias is 1; expected a value of type bool"),
         ("python", "heads=3", "a width of 128 cannot be divided into 3 heads"),
-        ("python", "vocabulary_size=3", "there is no setting 'vocabulary_size'"),
+        ("python", "vocabulary_size=3", "there is no setting 'vocabulary_size': the text decides it"),
+        ("python", "lr=3", "there is no setting 'lr'; did you mean 'learning_rate'"),
         ("python", "learning_rate=nan", "learning_rate is nan"),
         ("python", "zzz=1", "there is no setting 'zzz'; there are activation, "),
     ],

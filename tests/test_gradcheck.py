@@ -204,6 +204,26 @@ class Halved(Layer):
         return y, lambda dy: backward(dy) / 2
 
 
+def test_a_gradient_that_is_zero_everywhere_is_right_where_it_is():
+    def forward(x):
+        return x**3, (x,)
+
+    def backward(dy, saved):
+        return (3 * saved[0] ** 2 * dy,)
+
+    check_operation(forward, backward, np.zeros(3))
+    with pytest.raises(GradientError, match="gradient of x"):
+        check_operation(forward, lambda dy, saved: (0 * dy,), np.ones(3))
+    with pytest.raises(
+        TypeError, match="forward_without_saved returned a ndarray; expected the pair y, saved"
+    ):
+        check_operation(forward_without_saved, backward, np.zeros(3))
+
+
+def forward_without_saved(x):
+    return x**3
+
+
 def test_float32_is_refused():
     x = draw(2, 3).astype(np.float32)
     with pytest.raises(TypeError, match="gradcheck needs float64; the forward returned float32"):

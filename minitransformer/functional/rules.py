@@ -118,7 +118,7 @@ def check_ids(function_name, ids, limit, noun="id"):
 
 def _check_type_of_gradient(function, dy, saved):
     """Raise TypeError if ``dy`` is an array of another type than the float arrays in ``saved``."""
-    if not getattr(dy, "ndim", 0):
+    if not getattr(dy, "ndim", 0) or not hasattr(saved, "_fields"):
         return
     for name, array in zip(saved._fields, saved, strict=True):
         dtype = getattr(array, "dtype", None)

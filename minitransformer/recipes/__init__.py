@@ -10,6 +10,19 @@ from minitransformer.models import GPTConfig
 from minitransformer.training import TrainingArguments
 
 DECIDED_BY_THE_CORPUS = "vocabulary_size"
+# what other projects call it
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "steps": "max_steps",
+    "max_iters": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "block_size": "context_length",
+    "n_positions": "context_length",
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_embd": "width",
+    "hidden_size": "width",
+}
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,16 @@ def _names(settings, without=None):
 def _value(written):
     """Read ``written`` as TOML, or as a string where it is none."""
     try:
+        written = {"True": "true", "False": "false"}.get(written, written)  # Python's spelling
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         return written
 
 
 def _nearest(name, known):
+    if name in ELSEWHERE:
+        return f"; did you mean {ELSEWHERE[name]!r}?"
+    if name == DECIDED_BY_THE_CORPUS:
+        return ": the text decides it"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
