@@ -63,7 +63,7 @@ class TerminalDisplay(Display):
         if speed < self.best_speed / 3 and speed and not self.warned:
             self.warned = True
             self.say(
-                "(The machine is busy with something else, which slows NumPy's threads far more than its share; "
+                "(The machine is busy with something else, and NumPy's threads wait for each other; "
                 "a run started with OPENBLAS_NUM_THREADS=1 hardly minds.)"
             )
 
