@@ -7,8 +7,20 @@ class InputError(ValueError):
     """Something that was given cannot be used: says what was wrong, what was expected, how to mend it."""
 
 
+class ChangedSettingError(InputError):
+    """A run cannot be continued with another value of this setting."""
+
+
 class DeviceError(RuntimeError):
     """The device asked for cannot be used."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop by ``signal`` (Ctrl-C, SIGTERM), and has saved where it is."""
+
+    def __init__(self, signal, folder):
+        super().__init__(f"stopped by signal {signal}; {folder} holds the last checkpoint")
+        self.signal = signal
 
 
 class DivergedError(ArithmeticError):

@@ -1,12 +1,18 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there, and the folder for what can be made again."""
 
 import contextlib
 import json
 import os
+import re
 import secrets
+import shutil
 from pathlib import Path
 
 from minitransformer.errors import InputError
+
+PART = ".part"  # the ending of what is being written
+OF_A_WRITER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+LARGEST_JSON = 2**28  # bytes
 
 
 @contextlib.contextmanager
@@ -16,25 +22,117 @@ def replacing(path):
     Whatever happens within the block (a full disk, Ctrl-C, a crash), ``path`` keeps its old content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _beside(path)
     try:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some writers make private files
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        _synchronise(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """Yield a temporary folder beside ``path``; when the block ends well, it takes the place of ``path``.
+
+    A folder that stood there before is removed, once the new one is complete on the disk.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            _synchronise(file)
+        _synchronise(temporary)
+        if path.exists():
+            remove_folder(path)
+        temporary.rename(path)
+        _synchronise(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path):
+    """Remove the folder ``path``; stopped half way, it leaves nothing under that name."""
+    going = _beside(path)
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)  # what somebody still holds open goes with the next cleaning
+
+
+def remove_parts(folder):
+    """Remove what writers that were killed have left in ``folder``."""
+    for left in Path(folder).glob(f".*{PART}"):
+        if not OF_A_WRITER.fullmatch(left.name):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _beside(path):
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+
+
+def _synchronise(path):
+    """Wait until ``path`` is on the disk; folders are only waited for where the system can."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            _wait_for(path, os.O_RDONLY)
+    else:
+        _wait_for(path, os.O_RDWR)
+
+
+def _wait_for(path, flags):
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(folder, wait=False):
+    """Hold ``folder`` for this process; if another one does, ``wait`` for it or raise InputError.
+
+    The system lets go when the process ends, however it ends. Where it has no such locks (Windows, some
+    network disks) nothing is held.
+    """
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"another process is writing to {folder}; wait for it or stop it") from None
+        except OSError:
+            pass  # no locks here
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def read_json(path):
     """Return the JSON object in the file ``path``; raise InputError if there is none."""
+    path = Path(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(f"{path} has {path.stat().st_size:,} bytes; expected less than {LARGEST_JSON:,}")
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; expected a JSON file") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -46,3 +144,12 @@ def write_json(path, value):
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def cache_folder():
+    """Return the folder for what can be made again: ``MINITRANSFORMER_CACHE``, or one in the user's cache."""
+    chosen = os.environ.get("MINITRANSFORMER_CACHE")
+    if chosen:
+        return Path(chosen)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "minitransformer"

@@ -27,6 +27,14 @@ def oracle(name):
     return pytest.skip(reason)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Keep the tests, and the processes that they start, away from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINITRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_draws_alone_and_in_company(request):
     """Start the module's generator anew, so that what a test draws does not depend on those before it."""

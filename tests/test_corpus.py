@@ -1,7 +1,7 @@
-"""Text in: corpora, tokenizers, recipes, evaluation."""
+"""Corpora: what is learned from, what is held out, and what a trained model is judged by."""
 
-import lzma
-import math
+import hashlib
+import json
 import sys
 import sysconfig
 from pathlib import Path
@@ -9,160 +9,194 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitransformer.corpus import python_corpus, text_corpus
+from minitransformer.data import TASKS, Sequences, python_corpus, text_corpus
+from minitransformer.data.corpus import CORPUS, corpus_of, judged
 from minitransformer.errors import InputError
-from minitransformer.evaluation import evaluate
-from minitransformer.models import GPT, GPTConfig
-from minitransformer.recipes import load_recipe, recipe_names
-from minitransformer.tokenizer import CHUNK, CHUNKS, character_tokenizer, encode, load_tokenizer
+
+TEXT = "naïve\r\n\ttext\u2028 😀\n" * 20
 
 
-def test_python_corpus_is_the_standard_library_without_its_tests():
-    corpus = python_corpus()
-    source = corpus.source
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of two texts, TEXT together."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(TEXT[:100].encode())
+    (folder / "b.txt").write_bytes(TEXT[100:].encode())
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Write the record of what a model was trained on; return the model's folder."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+
+    def write(source):
+        (folder / CORPUS).write_text(json.dumps(source))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def python():
+    """The corpus of this Python's library."""
+    return python_corpus()
+
+
+def test_python_corpus_is_the_standard_library_without_its_tests(python):
+    source = python.source
     root = Path(sysconfig.get_path("stdlib"))
     files = source["train_files"] + source["validation_files"]
     assert {"ast.py", "json/decoder.py", "random.py"} <= set(files)
     assert not any("test" in Path(name).parts or "site-packages" in name for name in files)
-    assert (
-        "".join((root / name).read_bytes().decode("ascii") for name in source["train_files"]) == corpus.train
-    )
+    for part, text in (("train_files", python.train), ("validation_files", python.validation)):
+        assert text.read().encode() == b"".join((root / name).read_bytes() for name in source[part])
+        assert source[part] == sorted(source[part])
     assert not set(source["train_files"]) & set(source["validation_files"])
-    assert 0.02 < len(corpus.validation) / len(corpus.train) < 0.12
+    assert 0.02 < python.validation.byte_count / python.train.byte_count < 0.12
     assert source["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert python_corpus().source["sha256"] == source["sha256"]
+    assert python_corpus().source == source
 
 
-def test_text_corpus_keeps_every_byte(tmp_path):
-    text = "naïve\r\n\ttext\u2028 😀\n" * 20
+def test_python_files_that_are_not_ascii_are_left_out_and_named(python):
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = python.source["left_out_not_ascii"]
+    assert left_out
+    assert not any((root / name).read_bytes().isascii() for name in left_out)
+    assert python.train.read().isascii()
+
+
+def test_a_python_without_a_library_to_learn_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(
+        InputError, match="holds no Python source to learn from; give a text file with --data"
+    ):
+        python_corpus()
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 100, 160])
+def test_nine_tenths_of_the_characters_are_to_train_on(tmp_path, length):
+    text = TEXT[:length]
     (tmp_path / "text").write_bytes(text.encode())
     corpus = text_corpus(tmp_path / "text")
-    assert corpus.train + corpus.validation == text
-    assert len(corpus.train) == int(len(text) * 0.9)
+    assert corpus.train.read() == text[: int(length * 0.9)]
+    assert corpus.validation.read() == text[int(length * 0.9) :]
+    assert corpus.source == {
+        "corpus": "text",
+        "paths": [str((tmp_path / "text").resolve())],
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def test_several_paths_are_taken_in_order(texts, tmp_path):
+    (tmp_path / "c").write_text("last")
+    corpus = text_corpus(texts / "b.txt", str(texts / "a*"), tmp_path / "c")
+    assert corpus.train.read() + corpus.validation.read() == TEXT[100:] + TEXT[:100] + "last"
+    assert corpus.source["paths"] == [
+        str(path.resolve()) for path in (texts / "b.txt", texts / "a*", tmp_path / "c")
+    ]
+
+
+def test_a_file_that_is_named_twice_is_taken_once(texts, tmp_path, monkeypatch):
+    """Else its second copy would be validated with after the first was trained on."""
+    monkeypatch.chdir(tmp_path)
+    corpus = text_corpus(texts, texts / "a.txt", "texts/../texts/*.txt", "texts/**")
+    assert corpus.train.read() + corpus.validation.read() == TEXT
+
+
+def test_which_corpus_a_recipe_has(texts):
+    assert corpus_of("python", "python").source["corpus"] == "python"
+    assert corpus_of("python", "python", [texts]).source["corpus"] == "text"
+    assert corpus_of("mine", "text", [texts]).source["corpus"] == "text"
+    with pytest.raises(
+        InputError, match="the recipe 'mine' learns from a text of yours: give it with --data"
+    ):
+        corpus_of("mine", "text")
+
+
+def check_validation_part(text, part):
+    assert part == "validation"
+    assert text.read() == TEXT[int(len(TEXT) * 0.9) :]
+
+
+def test_a_model_is_judged_by_the_validation_part_of_its_text(texts, trained):
+    folder = trained(text_corpus(texts).source)
+    check_validation_part(*judged(folder))
+    check_validation_part(*judged(folder, [texts / "*.txt"]))
+    (folder.parent / "copy").write_bytes(TEXT.encode())
+    check_validation_part(*judged(folder, [folder.parent / "copy"]))
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "[ab].txt", "?.txt"])
+def test_a_model_whose_text_was_named_by_a_pattern_finds_it_again(texts, trained, pattern):
+    check_validation_part(*judged(trained(text_corpus(texts / pattern).source)))
+
+
+def test_a_model_of_the_python_corpus(python, trained):
+    text, part = judged(trained(python.source))
+    assert (text.spans, part) == (python.validation.spans, "validation")
+
+
+def test_another_text_is_judged_as_a_whole_document_by_document(texts, trained):
+    folder = trained(text_corpus(texts / "a.txt").source)
+    text, part = judged(folder, [texts])
+    assert part == "whole"
+    assert text.read() == TEXT
+    assert [(path.name, start) for path, start, _ in text.spans] == [("a.txt", 0), ("b.txt", 0)]
+
+
+def test_a_model_without_a_record_is_judged_by_a_whole_text(texts, tmp_path):
+    text, part = judged(tmp_path, [texts / "a.txt"])
+    assert (text.read(), part) == (TEXT[:100], "whole")
+    with pytest.raises(InputError, match="does not say what it was trained on; give a text file with --data"):
+        judged(tmp_path)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_model_of_a_task_is_judged_by_what_was_held_out(trained, texts, name):
+    folder = trained({"corpus": name})
+    examples, part = judged(folder)
+    assert part == "validation"
+    assert isinstance(examples, Sequences)
+    for ours, expected in zip(examples.ids, TASKS[name]().validation.ids, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    with pytest.raises(InputError, match=f"was trained on the task '{name}', which makes its own examples"):
+        judged(folder, [texts])
+
+
+def test_a_text_that_has_changed_or_gone(texts, trained):
+    folder = trained(text_corpus(texts / "a.txt").source)
+    (texts / "a.txt").write_text("something else")
+    with pytest.raises(InputError, match="has changed since, so that its validation part is not known"):
+        judged(folder)
+    (texts / "a.txt").unlink()
+    with pytest.raises(InputError, match="is gone; say where it is with --data"):
+        judged(folder)
+    with pytest.raises(InputError, match="no file matches"):
+        judged(trained({**text_corpus(texts / "b.txt").source, "paths": [str(texts / "c*")]}))
+
+
+def test_a_python_corpus_that_has_changed(trained):
+    with pytest.raises(InputError, match="has changed since"):
+        judged(trained({"corpus": "python", "sha256": "0"}))
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "source",
     [
-        (None, "there is no file"),
-        (b"", "is empty; expected text"),
-        (b"abc\xff", r"is not UTF-8 text: byte 0xff at offset 3 can't be decoded"),
+        {},
+        {"corpus": "words"},
+        {"corpus": 3},
+        {"corpus": ["text"]},
+        {"corpus": "text", "paths": "texts"},
+        {"corpus": "text", "paths": [3]},
+        {"corpus": "text", "paths": []},
+        {"corpus": "text"},
     ],
+    ids=str,
 )
-def test_files_that_are_no_text(tmp_path, content, message):
-    path = tmp_path / "text"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        text_corpus(path)
-
-
-def test_folder_instead_of_file(tmp_path):
-    with pytest.raises(InputError, match="is a folder; expected a text file"):
-        text_corpus(tmp_path)
-
-
-def test_character_tokenizer_round_trips(tmp_path):
-    text = "".join(map(chr, [*range(1, 300), 0x2028, 0x1F600])) * 2
-    tokenizer = character_tokenizer(text)
-    ids = encode(tokenizer, text)
-    characters = sorted(set(text))
-    assert ids.tolist() == [characters.index(character) for character in text]
-    assert tokenizer.decode(ids.tolist()) == text
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    np.testing.assert_array_equal(encode(load_tokenizer(tmp_path), text), ids)
-
-
-def test_long_texts_are_encoded_in_pieces():
-    text = "ab c\n" * (CHUNK * CHUNKS // 4)
-    ids = encode(character_tokenizer(text), text)
-    np.testing.assert_array_equal(ids, np.tile([2, 3, 1, 4, 0], len(text) // 5))
-
-
-def test_unknown_characters_are_named():
-    with pytest.raises(InputError, match=r"never saw: 'z' \(U\+007A\), '€' \(U\+20AC\); it knows 2"):
-        encode(character_tokenizer("ab"), "a€z")
-
-
-def test_transformers_reads_the_tokenizer(tmp_path, transformers):
-    text = "First Citizen:\nBefore we proceed"
-    tokenizer = character_tokenizer(text)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    assert theirs(text)["input_ids"] == encode(tokenizer, text).tolist()
-
-
-def test_a_damaged_tokenizer(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    with pytest.raises(InputError, match="is missing"):
-        load_tokenizer(tmp_path)
-    path.write_text('{"version": "1.0", "model": {"type"')
-    with pytest.raises(InputError, match="is not a tokenizer file"):
-        load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("length", [2, 8, 9, 10, 25])
-def test_evaluation_predicts_every_token_but_the_first_once(length):
-    text = ("añb\n" * 10)[:length]
-    tokenizer = character_tokenizer("añb\n")
-    model = GPT(GPTConfig(4, 8, 1, 1, 8)).build(seed=0, dtype="float64")
-    ids = encode(tokenizer, text)
-    nats = 0.0
-    for start in range(0, length - 1, 8):
-        logits, _ = model({"ids": ids[None, start : min(start + 8, length - 1)]})
-        probabilities = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
-        for position, row in enumerate(probabilities):
-            nats -= math.log(row[ids[start + position + 1]])
-    score = evaluate(model, tokenizer, text)
-    predicted_bytes = len(text[1:].encode())
-    assert score["val_loss"] == pytest.approx(nats / (length - 1), rel=1e-12)
-    assert score["perplexity"] == pytest.approx(math.exp(nats / (length - 1)))
-    assert score["bits_per_byte"] == pytest.approx(nats / math.log(2) / predicted_bytes)
-    assert score["xz_bits_per_byte"] == 8 * len(lzma.compress(text.encode(), preset=9)) / len(text.encode())
-    assert (score["tokens"], score["bytes"]) == (length - 1, predicted_bytes)
-
-
-def test_evaluation_needs_two_tokens():
-    model = GPT(GPTConfig(4, 8, 1, 1, 8)).build()
-    with pytest.raises(InputError, match="has 1 tokens; expected at least 2"):
-        evaluate(model, character_tokenizer("añb\n"), "a")
-
-
-def test_recipes():
-    assert {"python", "shakespeare"} <= set(recipe_names())
-    assert load_recipe("python").corpus == "python"
-    laptop = load_recipe("shakespeare")
-    assert laptop.config(65) == GPTConfig(65, 64, 4, 4, 128, activation="gelu_exact", bias=False)
-    assert (laptop.training.max_steps, laptop.training.per_device_train_batch_size) == (2000, 12)
-
-
-def test_settings_of_a_recipe():
-    recipe = load_recipe(
-        "python", ["max_steps=7", "dropout = 0.25", "positions=sinusoidal", "learning_rate=1", "max_steps=9"]
-    )
-    assert recipe.training.max_steps == 9
-    assert recipe.training.learning_rate == 1.0
-    assert recipe.config(5).dropout == 0.25
-    assert recipe.config(5).positions == "sinusoidal"
-    assert load_recipe("python", ["bias=True", "feed_forward_width=24"]).config(5).feed_forward_width == 24
-
-
-@pytest.mark.parametrize(
-    ("name", "assignment", "message"),
-    [
-        ("shakespere", "", "there is no recipe 'shakespere'; did you mean 'shakespeare'"),
-        ("python", "max_step=3", "there is no setting 'max_step'; did you mean 'max_steps'"),
-        ("python", "max_steps", "'max_steps' is not name=value"),
-        ("python", "max_steps=many", "max_steps is 'many'; expected a value of type int"),
-        ("python", "max_steps=1.5", "max_steps is 1.5; expected a value of type int"),
-        ("python", "bias=1", "bias is 1; expected a value of type bool"),
-        ("python", "heads=3", "a width of 128 cannot be divided into 3 heads"),
-        ("python", "vocabulary_size=3", "there is no setting 'vocabulary_size': the text decides it"),
-        ("python", "lr=3", "there is no setting 'lr'; did you mean 'learning_rate'"),
-        ("python", "learning_rate=nan", "learning_rate is nan"),
-        ("python", "zzz=1", "there is no setting 'zzz'; there are activation, "),
-    ],
-)
-def test_settings_that_do_not_exist_or_fit(name, assignment, message):
-    with pytest.raises(InputError, match=message):
-        load_recipe(name, [assignment] if assignment else [])
+def test_a_damaged_record(trained, source):
+    with pytest.raises(InputError, match=r"corpus\.json is damaged: it does not say what"):
+        judged(trained(source))

@@ -1,0 +1,97 @@
+"""Token files: a text as token ids in a file, made once and then mapped into memory."""
+
+import contextlib
+import hashlib
+import io
+import warnings
+
+import numpy as np
+
+from minitransformer.data.text import sha256
+from minitransformer.data.tokenizer import encode_pieces, separator_id
+from minitransformer.errors import InputError
+from minitransformer.files import cache_folder, exclusive, remove_parts, replacing
+
+FORMAT = 1  # of what is written; another number makes all files anew
+HEADER = 128  # bytes of a .npy header
+
+
+def token_file(text, tokenizer, progress=lambda done, total: None):
+    """Return the ids of the ``Text`` ``text`` as an array that is read from a file, piece by piece, when
+    used.
+
+    The file lies in the cache folder, named by the content of the text and the tokenizer: it is written once
+    and found again. Between documents stands the tokenizer's separator, if it has one. ``progress`` is called
+    with the bytes of text done and their number. Raises OSError where the cache can't be written.
+    """
+    identity = f"{FORMAT} {sha256(text)} {_documents(text, tokenizer)} {tokenizer.to_str()}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    path = cache_folder() / "tokens" / f"{name}.npy"
+    with contextlib.suppress(InputError):  # damaged or not there: made now
+        return open_tokens(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(path.parent, wait=True):
+            remove_parts(path.parent)
+            with contextlib.suppress(InputError):  # another process has made it meanwhile
+                return open_tokens(path)
+            with replacing(path) as temporary:
+                write_tokens(temporary, text, tokenizer, progress)
+    except OSError as error:
+        raise OSError(
+            f"cannot write tokens to {path.parent}: {error.strerror or error}; name a folder with room "
+            "in the environment variable MINITRANSFORMER_CACHE"
+        ) from None
+    return open_tokens(path)
+
+
+def open_tokens(path):
+    """Return the token ids in the ``.npy`` file ``path``, mapped: memory is taken as they are read."""
+    try:
+        with warnings.catch_warnings(action="error"):
+            tokens = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can make NumPy raise or warn of anything
+        raise InputError(f"{path} is not a file of tokens: {error}") from None
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise InputError(f"{path} holds {tokens.dtype} of shape {tokens.shape}; expected one row of integers")
+    return tokens
+
+
+def write_tokens(path, text, tokenizer, progress=lambda done, total: None):
+    """Write the ids of ``text`` to the ``.npy`` file ``path``, never holding more than a piece of it."""
+    dtype = np.min_scalar_type(max(tokenizer.get_vocab_size() - 1, 0))
+    separator, count, done = separator_id(tokenizer), 0, 0
+
+    def told(document):
+        nonlocal done
+        for piece in document:
+            yield piece
+            done += len(piece.encode("utf-8"))
+            progress(done, text.byte_count)
+
+    with open(path, "wb") as file:
+        file.write(bytes(HEADER))
+        for number, document in enumerate(text.documents()):
+            if number and separator is not None:
+                file.write(np.array([separator], dtype).tobytes())
+                count += 1
+            for ids in encode_pieces(tokenizer, told(document)):
+                file.write(ids.astype(dtype).tobytes())
+                count += len(ids)
+        file.seek(0)
+        file.write(_header(count, dtype))
+
+
+def _documents(text, tokenizer):
+    """Return what of the division into documents the tokens depend on."""
+    return "" if separator_id(tokenizer) is None else [stop - start for _, start, stop in text.spans]
+
+
+def _header(count, dtype):
+    buffer = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    header = buffer.getvalue()
+    if len(header) != HEADER:
+        raise RuntimeError(f"NumPy wrote a header of {len(header)} bytes; expected {HEADER}")
+    return header
