@@ -9,8 +9,16 @@
 The command line is ``minitransformer --help``.
 """
 
-from minitransformer.dispatch import inference
-from minitransformer.tracing import trace
+import importlib
 
 __all__ = ["inference", "trace"]
 __version__ = "0.1.0"
+
+_WHERE = {"inference": "minitransformer.dispatch", "trace": "minitransformer.tracing"}
+
+
+def __getattr__(name):
+    """Import what is asked for: the command line has something to say before NumPy is loaded."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -5,25 +5,23 @@ for stands under the key ``"minitransformer"``: a model without biases is writte
 one with sinusoidal positions with their table, so that every reader computes the same.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import minitransformer
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import InputError
-from minitransformer.files import read_json, replacing, write_json
+from minitransformer.files import read_json, write_json
 from minitransformer.functional import sinusoidal_positions
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu", "relu": "relu"}
 PREFIX = "transformer."
-FLOATS = "float16", "bfloat16", "float32", "float64"
+IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")  # the masks of old files
 
 # ours → Hugging Face's, once and for every block
 NAMES = {
@@ -54,13 +52,8 @@ def save_model(model, folder, extra=None):
     ``extra`` is put under the key ``"minitransformer"`` of ``config.json``, beside what is needed there.
     """
     folder = Path(folder)
-    tensors = _tensors(model)
-    with replacing(folder / WEIGHTS) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt", "sha256": _digest(tensors)})
-        except SafetensorError as error:
-            raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from None
-    write_json(folder / CONFIG, _to_hugging_face(model.config, extra or {}))
+    write_tensors(folder / WEIGHTS, _tensors(model))
+    write_json(folder / CONFIG, _to_hugging_face(model.config, model.flat.values.dtype.name, extra or {}))
 
 
 def load_model(folder, dtype="float32", device="cpu"):
@@ -69,37 +62,53 @@ def load_model(folder, dtype="float32", device="cpu"):
     Raises InputError when a file is missing, damaged, or does not fit the configuration. Everything is
     compared with the file before the model takes memory.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} holds no trained model: {CONFIG} is missing")
-    config = _from_hugging_face(read_json(folder / CONFIG), folder / CONFIG)
-    path = folder / WEIGHTS
-    tensors = _read_tensors(path)
-    blocks = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
-    if blocks != config.layers:
-        raise InputError(f"{path} holds {blocks} blocks; {CONFIG} asks for {config.layers}")
-    taken = {ours: _take(tensors, name, shape, path) for ours, name, shape in _layout(config)}
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, taken["embedding.table"]):
-        raise InputError(f"{path}: lm_head.weight differs from wte.weight; expected a tied head")
-    if tensors:
-        raise InputError(f"{path} holds tensors that a GPT-2 does not have: {', '.join(tensors)}")
-
+    config = load_config(folder)
+    values = read_values(folder, config, dtype)
     model = GPT(config).build(seed=None, dtype=dtype, device=device)
-    xp = array_module(model.flat.values)
-    for ours, parameter in model.parameters().items():
-        parameter.value[...] = xp.asarray(_cast(taken.pop(ours), dtype, ours, path))
-    for ours, tensor in taken.items():
-        if not np.allclose(tensor, _constant(ours, tensor.shape), rtol=0, atol=1e-6):
-            raise InputError(f"{path}: {ours} is not what {CONFIG} says it is")
+    assign(model, values)
     return model
 
 
-def _to_hugging_face(config, extra):
+def load_config(folder):
+    """Return the ``GPTConfig`` of the model in ``folder``."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} holds no trained model: {CONFIG} is missing")
+    return _from_hugging_face(read_json(path), path)
+
+
+def read_values(folder, config, dtype):
+    """Return ``{path: array}``, the parameters of a model of the shape ``config``, from ``folder``."""
+    path = Path(folder) / WEIGHTS
+    tensors = read_tensors(path, lambda header: _check_header(header, config, path))
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    head = tensors.pop("lm_head.weight", None)
+    if head is not None and not np.array_equal(head, tensors[NAMES["embedding.table"]]):
+        raise InputError(f"{path}: lm_head.weight differs from wte.weight; expected a tied head")
+
+    learned = GPT(config).parameters()
+    values = {}
+    for ours, name, shape in _layout(config):
+        tensor = _cast(tensors.pop(name), dtype, ours, path)
+        if ours in learned:
+            values[ours] = tensor
+        elif not np.allclose(tensor, _constant(ours, shape), rtol=0, atol=1e-6):
+            raise InputError(f"{path}: {ours} is not what {CONFIG} says it is")
+    return values
+
+
+def assign(model, values):
+    """Copy ``values``, ``{path: array}``, into the parameters of ``model``."""
+    xp = array_module(model.flat.values)
+    for path, parameter in model.parameters().items():
+        parameter.value[...] = xp.asarray(values[path])
+
+
+def _to_hugging_face(config, dtype, extra):
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        "dtype": "float32",
+        "dtype": dtype,
         "vocab_size": config.vocabulary_size,
         "n_positions": config.context_length,
         "n_embd": config.width,
@@ -166,10 +175,10 @@ def _from_hugging_face(config, path):
 
 
 def _tensors(model):
-    parameters = model.parameters()
+    parameters, dtype = model.parameters(), model.flat.values.dtype
     return {
         PREFIX + name: np.ascontiguousarray(
-            to_numpy(parameters[path].value) if path in parameters else _constant(path, shape), np.float32
+            to_numpy(parameters[path].value) if path in parameters else _constant(path, shape), dtype
         )
         for path, name, shape in _layout(model.config)
     }
@@ -196,34 +205,22 @@ def _hugging_face_name(path):
     return f"h.{index}.{BLOCK_NAMES[rest]}"
 
 
-def _read_tensors(path):
-    """Return the tensors of a safetensors file, by name without prefix, the masks of old files left out."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            recorded = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
-    if recorded and recorded != _digest(tensors):
-        raise InputError(f"{path} is damaged: its content does not match the SHA-256 it was saved with")
-    return {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in tensors.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias"))
-    }
-
-
-def _take(tensors, name, shape, path):
-    if name not in tensors:
-        raise InputError(f"{path}: the tensor {name} is missing")
-    tensor = tensors.pop(name)
-    if tensor.shape != shape:
-        raise InputError(f"{path}: {name} has shape {tensor.shape}; {CONFIG} asks for {shape}")
-    if tensor.dtype.name not in FLOATS:
-        raise InputError(f"{path}: {name} has type {tensor.dtype.name}; expected one of {', '.join(FLOATS)}")
-    return tensor
+def _check_header(header, config, path):
+    """Return the tensors to read of a file that fits ``config``; raise InputError for any other."""
+    wanted = [name for name in header if not name.endswith(IGNORED_ENDINGS)]
+    parts = {name.removeprefix(PREFIX): header[name] for name in wanted}
+    blocks = len({name.split(".")[1] for name in parts if name.startswith("h.")})
+    if blocks != config.layers:
+        raise InputError(f"{path} holds {blocks} blocks; {CONFIG} asks for {config.layers}")
+    for _, name, shape in _layout(config):
+        check_tensor(path, name, parts, shape)
+        del parts[name]
+    if "lm_head.weight" in parts:
+        check_tensor(path, "lm_head.weight", parts, (config.vocabulary_size, config.width))
+        del parts["lm_head.weight"]
+    if parts:
+        raise InputError(f"{path} holds tensors that a GPT-2 does not have: {', '.join(sorted(parts))}")
+    return wanted
 
 
 def _cast(tensor, dtype, name, path):
@@ -232,11 +229,3 @@ def _cast(tensor, dtype, name, path):
     if not np.isfinite(tensor).all():
         raise InputError(f"{path}: {name} holds values that are not finite numbers")
     return tensor
-
-
-def _digest(tensors):
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]))
-    return digest.hexdigest()

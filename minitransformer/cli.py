@@ -1,4 +1,4 @@
-"""The command line: ``minitransformer train | generate | evaluate | recipes | info``."""
+"""The command line: ``minitransformer train | generate | evaluate | …``; ``--help`` names every command."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,19 +17,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers.decoders import DecodeStream
 
-from minitransformer.checkpoint import load_model
-from minitransformer.corpus import CORPUS, judged_text
+from minitransformer.attention_maps import attention_maps, plot_attention, token_labels
+from minitransformer.checkpoint import CONFIG, load_model
+from minitransformer.cost import estimate_cost
+from minitransformer.data.corpus import CORPUS, judged
+from minitransformer.data.text import Text
+from minitransformer.data.token_file import token_file
+from minitransformer.data.tokenizer import TOKENIZER, encode, load_tokenizer, start_id
 from minitransformer.display import TerminalDisplay
-from minitransformer.errors import DeviceError, DivergedError, InputError
-from minitransformer.evaluation import evaluate as evaluate_text
+from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
+from minitransformer.evaluation import evaluate_task, evaluate_text
+from minitransformer.files import read_json
 from minitransformer.generation import generate as generate_ids
 from minitransformer.info import information
 from minitransformer.memory import peak_memory, reuse_freed_memory
+from minitransformer.plots import FORMATS, plot_positions, position_table
 from minitransformer.recipes import load_recipe, recipe_names
-from minitransformer.run import LOSS_PICTURE, METRICS, start_id, train_recipe
-from minitransformer.tokenizer import TOKENIZER, encode, load_tokenizer
+from minitransformer.run import GENERATION, PICTURE, resumed_recipe, train_recipe
+from minitransformer.training.checkpoints import last_checkpoint
+from minitransformer.training.trainer import METRICS
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+SIGNALLED = 128  # plus the signal's number: how shells report it
 
 app = typer.Typer(
     add_completion=False,
@@ -40,54 +49,73 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Output = Annotated[Path, typer.Option(help=f"The picture to write; one of .{', .'.join(FORMATS)}.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe; can be repeated."),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH", help="A text file, a folder, or a pattern like 'books/*.txt'; can be repeated."
+    ),
+]
 
 
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="See `minitransformer recipes`.")
-    ] = "python",
-    data: Annotated[Path | None, typer.Option(help="A text file to learn from.")] = None,
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="See `minitransformer recipes`; by default python."),
+    ] = None,
+    data: Data = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where to write the model; by default a new folder in runs/.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder, if there is one.")
+    ] = False,
     device: Device = "cpu",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe; can be repeated."),
-    ] = None,
+    settings: Settings = None,
 ):
     """Train a language model by a recipe."""
-    chosen = load_recipe(recipe, settings or ())
-    folder = output_dir or _free_folder(Path("runs") / recipe)
+    runs = Path("runs") / (recipe or "python")
+    folder = output_dir or (_newest_folder(runs) if resume else _free_folder(runs))
+    if resume:
+        chosen, data = resumed_recipe(recipe, folder, settings or (), data or [])
+    else:
+        chosen = load_recipe(recipe or "python", settings or ())
     display = TerminalDisplay()
+    if resume and last_checkpoint(folder) is None:
+        display.say(f"there is no checkpoint in {folder}: starting from the beginning\n")
+    name, command = shlex.quote(str(folder)), _command()
     started = time.perf_counter()
     try:
-        model, tokenizer, corpus, finished = train_recipe(chosen, folder, data, device, display)
+        model, material = train_recipe(chosen, folder, data or (), device, display, resume)
+    except Stopped as stopped:
+        display.say(
+            f"\nstopped; {folder} holds the last checkpoint. To go on:\n"
+            f"    {command} train --resume --output-dir {name}"
+        )
+        raise typer.Exit(SIGNALLED + stopped.signal) from None
     finally:
         display.end()
-    if not finished:
-        display.say(f"\nstopped; {folder} holds the model as it is")
-        raise typer.Exit(INTERRUPTED)
-    with _progress("evaluating") as advance:
-        score = evaluate_text(model, tokenizer, corpus.validation, advance)
+    score = _score(model, material.tokenizer, material.validation_text or material.validation)
     minutes = (time.perf_counter() - started) / 60
     memory = peak_memory()
     display.say(
         f"\nDone in {minutes:.1f} minutes"
         + (f", with at most {memory / 1e9:.2f} GB of memory" if memory else "")
-        + f". On {score['bytes']:,} bytes of text that it never saw, the model needs "
-        f"{score['bits_per_byte']:.3f} bits a byte (loss {score['val_loss']:.4f}); "
-        f"xz -9 needs {score['xz_bits_per_byte']:.3f}."
+        + f". {_in_words(score)}"
     )
-    name, command = shlex.quote(str(folder)), _command()
-    more = f" --data {shlex.quote(str(data))}" if data else ""
+    more = "".join(f" --data {shlex.quote(str(path))}" for path in data or ())
+    prompt = material.prompt or _prompt_to_try(material)
     display.say(
-        f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), "
-        f"{METRICS}, {LOSS_PICTURE} and {CORPUS}. Try next:\n"
-        f"    {command} generate {name} --prompt {shlex.quote(_prompt_to_try(corpus))}\n"
+        f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), its checkpoints, "
+        f"{METRICS}, {PICTURE} and {CORPUS}. Try next:\n"
+        f"    {command} generate {name} --prompt {shlex.quote(prompt)}\n"
         f"    {command} evaluate {name}\n"
-        f"    {command} train {recipe}{more} --set width=192 --set max_steps={2 * chosen.training.max_steps}"
+        f"    {command} train {chosen.name}{more} --set width=192"
     )
 
 
@@ -95,19 +123,30 @@ def train(
 def generate(
     folder: Folder,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="How much to write.")] = 500,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="How much to write; by default 500, or what the model was made for.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0: always the likeliest token; by default 0.8.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of mass p.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     device: Device = "cpu",
 ):
     """Write text with a trained model, as it is drawn."""
-    model, tokenizer = _load(folder, device)
+    folder, model, tokenizer = _load(folder, device)
     ids = encode(tokenizer, prompt).tolist() if prompt else [start_id(tokenizer)]
     stream = DecodeStream(skip_special_tokens=False)
+    usual = _generation_settings(folder)
     tokens = generate_ids(
-        model, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        model,
+        ids,
+        max_new_tokens=usual["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
+        temperature=usual["temperature"] if temperature is None else temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
     )
     sys.stdout.write(prompt)
     for token in tokens:
@@ -117,27 +156,62 @@ def generate(
 
 
 @app.command()
-def evaluate(
-    folder: Folder,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A text file; of the one trained on, only the validation part is used."),
-    ] = None,
-    device: Device = "cpu",
-):
-    """Print how well a trained model predicts a text, as a JSON object."""
-    model, tokenizer = _load(folder, device)
-    text, part = judged_text(folder, data)
-    with _progress("evaluating") as advance:
-        score = evaluate_text(model, tokenizer, text, advance)
-    print(json.dumps({**score, "text": part}, indent=2))
+def evaluate(folder: Folder, data: Data = None, device: Device = "cpu"):
+    """Print how well a trained model does, as a JSON object: on the validation part of what it was trained
+    on, or on other text."""
+    folder, model, tokenizer = _load(folder, device)
+    source, part = judged(folder, data or ())
+    named = {"text": part} if isinstance(source, Text) else {}
+    print(json.dumps({**_score(model, tokenizer, source), **named}, indent=2))
 
 
 @app.command()
-def recipes():
-    """List the recipes."""
-    for name in recipe_names():
-        print(f"{name:<14}{load_recipe(name).description}")
+def attention(
+    folder: Folder,
+    text: Annotated[str, typer.Option(help="What the model reads.")],
+    layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.")] = None,
+    output: Output = Path("attention.png"),
+    device: Device = "cpu",
+):
+    """Draw which tokens of a text each head of a trained model looks at."""
+    folder, model, tokenizer = _load(folder, device)
+    ids = encode(tokenizer, text)
+    maps = attention_maps(model, ids)
+    plot_attention(maps, token_labels(tokenizer, ids), output, layer=layer, head=head)
+    print(f"{output} shows where each of {len(ids)} tokens looks")
+
+
+@app.command()
+def positions(folder: Folder, output: Output = Path("positions.png")):
+    """Draw how a trained model encodes positions, and how alike they are."""
+    _, model, _ = _load(folder, "cpu")
+    table = position_table(model)
+    plot_positions(table, output, f"{model.config.positions} positions")
+    print(f"{output} shows the {model.config.positions} encoding of {len(table)} positions")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one and its cost.")] = None,
+    data: Data = None,
+    settings: Settings = None,
+):
+    """List the recipes, or show one with what it would cost on this machine."""
+    if name is None:
+        width = 2 + max(map(len, recipe_names()))
+        for each in recipe_names():
+            print(f"{each:<{width}}{load_recipe(each).description}")
+        return
+    recipe = load_recipe(name, settings or ())
+    print(f"{recipe.name}: {recipe.description}\n")
+    for title, part in (("text", recipe.text), ("model", recipe.model), ("training", recipe.training)):
+        print(f"[{title}]")
+        for setting, value in (part if isinstance(part, dict) else vars(part)).items():
+            if setting != "output_dir":
+                print(f"{setting} = {json.dumps(value)}")
+        print()
+    _print_cost(estimate_cost(recipe, data or ()), recipe.corpus == "text" and not data)
 
 
 @app.command()
@@ -167,7 +241,7 @@ def main():
         print(f"minitransformer: error: not enough memory: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(SIGNALLED + signal.SIGINT)
 
 
 def _free_folder(wanted):
@@ -179,10 +253,20 @@ def _free_folder(wanted):
     return folder
 
 
+def _newest_folder(wanted):
+    """Return the last of ``wanted``, ``wanted-2``, … that exists, or else ``wanted``."""
+    folder, number = wanted, 2
+    while (following := wanted.with_name(f"{wanted.name}-{number}")).exists():
+        folder, number = following, number + 1
+    return folder
+
+
 def _load(folder, device):
+    """Return the folder of a model (of an unfinished run, its last checkpoint), the model, its tokenizer."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     reuse_freed_memory()
+    folder = _model_folder(folder)
     model = load_model(folder, device=device)
     tokenizer = load_tokenizer(folder)
     if tokenizer.get_vocab_size() != model.config.vocabulary_size:
@@ -190,13 +274,81 @@ def _load(folder, device):
             f"{folder / TOKENIZER} has {tokenizer.get_vocab_size()} tokens but the model "
             f"{model.config.vocabulary_size}; they do not belong together"
         )
-    return model, tokenizer
+    return folder, model, tokenizer
 
 
-def _prompt_to_try(corpus):
+def _model_folder(folder):
+    last = last_checkpoint(folder)
+    if (folder / CONFIG).exists() or last is None:
+        return folder
+    print(f"(the run in {folder} has not ended: this is its {last.name})", file=sys.stderr)
+    return last
+
+
+def _generation_settings(folder):
+    """Return how this model is to generate, unless the user wants it otherwise."""
+    settings = {"max_new_tokens": 500, "temperature": 0.8}
+    path = folder / GENERATION
+    if path.exists():
+        written = read_json(path)
+        if isinstance(written.get("max_new_tokens"), int):
+            settings["max_new_tokens"] = written["max_new_tokens"]
+        if written.get("do_sample") is False and "temperature" not in written:
+            settings["temperature"] = 0.0
+    return settings
+
+
+def _score(model, tokenizer, source):
+    """Return how well ``model`` does on ``source``, a ``Text`` or the examples of a task."""
+    if not isinstance(source, Text):
+        with _progress("evaluating") as advance:
+            return evaluate_task(model, source, advance)
+    with _progress("making tokens") as advance:
+        tokens = token_file(source, tokenizer, advance)
+    if len(tokens) < 2:
+        raise InputError(
+            f"the text has {len(tokens)} tokens; expected at least 2, one to predict from another"
+        )
+    with _progress("evaluating") as advance:
+        return evaluate_text(model, tokenizer, tokens, source, advance)
+
+
+def _print_cost(cost, without_text):
+    """Print ``cost`` in words."""
+    assumed = " (for a text like tinyshakespeare; give yours with --data)" if without_text else ""
+    print(f"On this machine{assumed}:")
+    for name, value in (
+        ("parameters", f"{cost.parameters:,}"),
+        ("training", f"{cost.steps:,} steps, {cost.tokens:,} tokens"),
+        ("operations", f"{cost.flops:.2e} FLOPs"),
+        ("memory", f"{cost.memory / 1e9:.2f} GB"),
+        ("time", _duration(cost.seconds)),
+    ):
+        print(f"{name:<12}{value}")
+
+
+def _duration(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _in_words(score):
+    if "exact_match" in score:
+        return f"Of {score['examples']:,} held-out examples, {score['correct']:,} are answered right."
+    needed, xz = score["bits_per_byte"], score["xz_bits_per_byte"]
+    bits = "" if needed is None else f"{needed:.3f} bits a byte, "
+    return (
+        f"On {score['bytes']:,} bytes of text that it never saw, the model needs {bits}"
+        f"{score['val_loss']:.4f} nats a token"
+        + ("." if xz is None else f"; xz -9 needs {xz:.3f} bits a byte.")
+    )
+
+
+def _prompt_to_try(material):
     """Return how a text of this kind might begin."""
-    word = re.search(r"[^\W\d_]{3,}", corpus.validation)
-    return "def " if corpus.source["corpus"] == "python" or word is None else word.group()
+    word = re.search(r"[^\W\d_]{3,}", material.validation_text.read(2**14))
+    return "def " if material.source["corpus"] == "python" or word is None else word.group()
 
 
 def _command():

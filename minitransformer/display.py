@@ -1,77 +1,61 @@
-"""What a training run shows on a terminal: a progress bar, the losses, and what the model writes."""
+"""What a whole run shows on a terminal: what it will do, how it gets on, and what the model writes."""
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+import contextlib
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minitransformer.run import Display
+from minitransformer.training import ProgressBar
 
 
-class TerminalDisplay(Display):
-    """Shows a run on standard output; where that is no terminal, plain lines without a bar."""
+class TerminalDisplay(ProgressBar, Display):
+    """Shows a run on standard output; where that is no terminal, plain lines without bars."""
 
     def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self.console,
-            transient=True,
-        )
-        self.task = None
-        self.best_speed, self.warned = 0.0, False
+        super().__init__()
+        self.preparations = contextlib.ExitStack()
 
-    def begin(self, recipe, model, corpus, output_dir):
-        """Say what will be done, and start the bar."""
-        config = model.config
+    def preparing(self, what):
+        """Show a bar for ``what`` until the next thing begins."""
+        if not self.console.is_terminal:
+            return super().preparing(what)
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self.preparations.close()
+        bar = self.preparations.enter_context(Progress(*columns, console=self.console, transient=True))
+        task = bar.add_task(what, total=None)
+        return lambda done, total: bar.update(task, completed=done, total=total)
+
+    def begin(self, recipe, trainer, material):
+        """Say what will be done."""
+        self.preparations.close()
+        config = trainer.model.config
         self.say(f"recipe    {recipe.name}: {recipe.description}")
+        self.say(f"data      {_described(material)}")
         self.say(
-            f"text      {len(corpus.train):,} characters to train on, "
-            f"{len(corpus.validation):,} to validate with, {config.vocabulary_size} different"
+            f"model     GPT, {trainer.model.parameter_count():,} parameters: {config.layers} layers, "
+            f"{config.heads} heads, width {config.width}, context {config.context_length}, "
+            f"{config.vocabulary_size:,} tokens"
         )
-        self.say(
-            f"model     GPT, {model.parameter_count():,} parameters: {config.layers} layers, "
-            f"{config.heads} heads, width {config.width}, context {config.context_length}"
-        )
-        self.say(f"folder    {output_dir}")
-        self.task = self.progress.add_task("training", total=recipe.training.max_steps, state="")
-        if self.console.is_terminal:
-            self.progress.start()
+        self.say(f"folder    {trainer.output_dir}")
 
-    def stepped(self, step, loss, tokens_per_second):
-        """Move the bar."""
-        state = f"loss {loss:.3f} · {tokens_per_second:,.0f} tokens/s ·"
-        self.progress.update(self.task, completed=step.number, state=state)
-
-    def evaluated(self, line, sample):
-        """Print the losses and the sample above the bar."""
-        train = "" if line["train_loss"] is None else f"training loss {line['train_loss']:.4f}, "
-        speed = "" if line["tokens_per_second"] is None else f", {line['tokens_per_second']:,.0f} tokens/s"
-        self.say(
-            f"\nstep {line['step']}: {train}validation loss {line['val_loss']:.4f} (sample){speed}", "bold"
-        )
-        self.warn_of_company(line["tokens_per_second"] or 0)
-        self.say("\n".join(f"    {part}" for part in sample.strip("\n").splitlines()), "dim")
-
-    def warn_of_company(self, speed):
-        """Say it once if the run has become much slower: NumPy's threads wait for one that has to wait."""
-        self.best_speed = max(self.best_speed, speed)
-        if speed < self.best_speed / 3 and speed and not self.warned:
-            self.warned = True
-            self.say(
-                "(The machine is busy with something else, and NumPy's threads wait for each other; "
-                "a run started with OPENBLAS_NUM_THREADS=1 hardly minds.)"
-            )
-
-    def say(self, text, style=""):
-        """Print ``text`` as it is."""
-        self.console.print(Text(text, style=style))
+    def sample(self, text):
+        """Print what the model wrote, its control characters made visible."""
+        shown = "".join(sign if sign.isprintable() or sign in "\n\t" else "·" for sign in text)
+        self.say("\n".join(f"    {part}" for part in shown.strip("\n").splitlines()), "dim")
 
     def end(self):
-        """Take the bar away."""
-        if self.console.is_terminal:
-            self.progress.stop()
+        """Take away what was shown before the training began."""
+        self.preparations.close()
+
+
+def _described(material):
+    """Return in one line what is learned from."""
+    if material.validation_text is None:
+        return (
+            f"{len(material.train.places()):,} examples to train on, "
+            f"{len(material.validation.places()):,} to validate with"
+        )
+    return (
+        f"{len(material.train.tokens):,} tokens to train on, {len(material.validation.tokens):,} "
+        f"to validate with ({material.validation_text.byte_count:,} bytes)"
+    )

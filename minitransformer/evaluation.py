@@ -1,85 +1,140 @@
-"""Evaluation: the loss over a whole text, and what it means in bits."""
+"""Evaluation: the loss over a whole text or task, what it means in bits, and how many answers are right."""
 
 import lzma
 import math
 
 import numpy as np
 
-from minitransformer.batches import windows
+from minitransformer.arrays import array_module, to_numpy
+from minitransformer.data.datasets import TokenWindows, on_device
+from minitransformer.data.tokenizer import is_reversible, token_byte_count
 from minitransformer.dispatch import inference
-from minitransformer.errors import InputError
-from minitransformer.tokenizer import encode
+from minitransformer.functional import IGNORED
 
-SAMPLED_WINDOWS = 256  # evenly spread, always the same
+SAMPLED_PLACES = 256  # evenly spread, always the same
 BATCH_TOKENS, BATCH_LOGITS = 2**13, 2**24  # at most, in one batch
+LARGEST_LOSS = 700  # nats: e to its power is still a float
+LARGEST_FOR_XZ = 2**26  # bytes: a minute of xz
 
 
-def evaluate(model, tokenizer, text, progress=lambda done, total: None):
-    """Return how well ``model`` predicts ``text``, every token but the first of it once, as a dictionary.
+def evaluate_text(model, tokenizer, tokens, text, progress=lambda done, total: None):
+    """Return how well ``model`` predicts a text, every token but the first of it once, as a dictionary.
 
-    The text is cut into windows of the model's context length, one after the other, the last one shorter.
-    ``val_loss`` is in nats a token; ``bits_per_byte`` divides by the UTF-8 bytes that were predicted and so
-    compares models of different tokenizers; ``xz_bits_per_byte`` is what ``xz -9`` needs for the same text.
-    ``progress`` is called with the windows done and their number.
+    ``tokens`` are the ids of the ``Text`` ``text``. They are cut into windows of the model's context length,
+    one after the other, the last one shorter. ``val_loss`` is in nats a token; ``bits_per_byte`` divides by
+    the UTF-8 bytes that were predicted and so compares models of different tokenizers (None for WordPiece,
+    which gives up case and spacing); ``xz_bits_per_byte`` is what ``xz -9`` needs for the same text (None
+    above 64 MiB). ``progress`` is called with the windows done and their number.
     """
-    tokens = encode(tokenizer, text)
-    if len(tokens) < 2:
-        raise InputError(
-            f"the text has {len(tokens)} tokens; expected at least 2, one to predict from another"
-        )
-    loss = whole_loss(model, tokens, progress)
+    loss = whole_loss(model, TokenWindows(tokens, model.config.context_length), progress)
     predicted = len(tokens) - 1
-    content = text.encode("utf-8")
-    predicted_bytes = len(content) - len(tokenizer.decode([int(tokens[0])]).encode("utf-8"))
+    predicted_bytes = text.byte_count - token_byte_count(tokenizer, int(tokens[0]))
+    comparable = predicted_bytes and is_reversible(tokenizer)
     return {
         "val_loss": loss,
-        "perplexity": float(np.exp(loss)),
-        "bits_per_byte": loss * predicted / math.log(2) / predicted_bytes,
-        "xz_bits_per_byte": 8 * len(lzma.compress(content, preset=9)) / len(content),
+        "perplexity": perplexity(loss),
+        "bits_per_byte": loss * predicted / math.log(2) / predicted_bytes if comparable else None,
+        "xz_bits_per_byte": _xz_bits_per_byte(text),
         "tokens": predicted,
         "bytes": predicted_bytes,
     }
 
 
-def whole_loss(model, tokens, progress=lambda done, total: None):
-    """Return the mean loss in nats a token over all of ``tokens`` but the first, each predicted once.
+def evaluate_task(model, dataset, progress=lambda done, total: None):
+    """Return how well ``model`` solves the examples of ``dataset`` (``Sequences``), as a dictionary.
 
-    The windows follow one another, the last one shorter. ``progress`` as in ``evaluate``.
+    ``exact_match`` is the share of examples whose whole answer comes out right when the likeliest token is
+    always taken. One forward with the right answer in place tells: the first token that goes wrong is the
+    same either way.
     """
-    length = model.config.context_length
-    whole, rest = divmod(len(tokens) - 1, length)
-    count = whole + (rest > 0)
-    nats = 0.0
-    if whole:
-        starts = np.arange(whole) * length
-        nats += mean_loss(model, tokens, starts, length, lambda done: progress(done, count)) * whole * length
-    if rest:
-        nats += mean_loss(model, tokens, np.array([whole * length]), rest) * rest
-        progress(count, count)
-    return nats / (len(tokens) - 1)
+    correct, places = 0, dataset.places()
+    for done, targets, logits in _forwards(model, dataset, places):
+        right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
+        correct += int(right.all(axis=1).sum())
+        progress(done, len(places))
+    loss = whole_loss(model, dataset)
+    return {
+        "exact_match": correct / len(places),
+        "correct": correct,
+        "examples": len(places),
+        "val_loss": loss,
+        "perplexity": perplexity(loss),
+    }
 
 
-def sampled_loss(model, tokens):
-    """Return the mean loss over windows spread evenly over ``tokens``: the same ones every time."""
-    length = min(model.config.context_length, len(tokens) - 1)
-    count = min(SAMPLED_WINDOWS, (len(tokens) - 1) // length)
-    starts = np.linspace(0, len(tokens) - 1 - length, count).astype(np.int64)
-    return mean_loss(model, tokens, starts, length)
+def predict(model, dataset):
+    """Return the logits (N, T, V) for every example of ``dataset``, and its targets (N, T), on the host.
 
-
-def mean_loss(model, tokens, starts, length, progress=lambda done: None):
-    """Return the mean loss in nats a token over the windows of ``length`` at ``starts``.
-
-    ``progress`` is called with the number of windows done after each batch.
+    Where examples have unequal lengths, what pads them has logits 0 and the target −100.
     """
-    batch_tokens = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocabulary_size)
-    rows = max(1, batch_tokens // length)
-    total, count = 0.0, 0
-    with inference(), np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
-        for first in range(0, len(starts), rows):
-            batch = windows(model, tokens, starts[first : first + rows], length)
-            totals, _ = model.loss(batch)
-            total += float(totals["tokens"])
-            count += batch["counts"]["tokens"]
-            progress(min(first + rows, len(starts)))
-    return total / count
+    parts = [(logits, targets) for _, targets, logits in _forwards(model, dataset, dataset.places())]
+    length = max(targets.shape[1] for _, targets in parts)
+    padded = [_padded(logits, length, 0) for logits, _ in parts]
+    return np.concatenate(padded), np.concatenate([_padded(targets, length, IGNORED) for _, targets in parts])
+
+
+def whole_loss(model, dataset, progress=lambda done, total: None):
+    """Return the mean loss in nats a token over all of ``dataset``; ``progress`` as in ``evaluate_text``."""
+    return mean_loss(model, dataset, dataset.places(), progress)
+
+
+def perplexity(loss):
+    """Return e to the power of ``loss``; None where that is no finite number."""
+    return math.exp(loss) if loss < LARGEST_LOSS else None
+
+
+def sampled_loss(model, dataset):
+    """Return the mean loss over examples spread evenly over ``dataset``: the same ones every time."""
+    places = dataset.places()
+    if len(places) > SAMPLED_PLACES:
+        spread = np.linspace(0, len(places) - 1, SAMPLED_PLACES).astype(np.int64)
+        places = [places[index] for index in spread.tolist()]
+    return mean_loss(model, dataset, places)
+
+
+def mean_loss(model, dataset, places, progress=lambda done, total: None):
+    """Return the mean loss in nats a token over the examples at ``places``, summed over its names."""
+    totals, counts = {}, {}
+    for done, batch in _batches(model, dataset, places):
+        with inference(), np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
+            batch_totals, _ = model.loss(batch)
+        for name, total in batch_totals.items():
+            totals[name] = totals.get(name, 0.0) + float(total)
+            counts[name] = counts.get(name, 0) + batch["counts"][name]
+        progress(done, len(places))
+    return sum(totals[name] / max(1, counts[name]) for name in totals)
+
+
+def batch_rows(model):
+    """Return how many examples are evaluated together: as many as a modest amount of memory is enough for."""
+    config = model.config
+    return max(1, min(BATCH_TOKENS, BATCH_LOGITS // config.vocabulary_size) // config.context_length)
+
+
+def _forwards(model, dataset, places):
+    """Yield how many examples are done, and targets and logits of the last of them, on the host."""
+    for done, batch in _batches(model, dataset, places):
+        with inference():
+            logits, _ = model(batch)
+        yield done, to_numpy(batch["targets"]), to_numpy(logits)
+
+
+def _batches(model, dataset, places):
+    """Yield batches of the examples at ``places``, and how many are done with each."""
+    xp, rows = array_module(model.flat.values), batch_rows(model)
+    for first in range(0, len(places), rows):
+        part = places[first : first + rows]
+        yield first + len(part), on_device(xp, dataset.collate(part))
+
+
+def _padded(array, length, value):
+    widths = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, widths, constant_values=value)
+
+
+def _xz_bits_per_byte(text):
+    if text.byte_count > LARGEST_FOR_XZ:
+        return None
+    compressor = lzma.LZMACompressor(preset=9)
+    size = sum(len(compressor.compress(piece.encode("utf-8"))) for piece in text.pieces())
+    return 8 * (size + len(compressor.flush())) / text.byte_count

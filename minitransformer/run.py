@@ -1,225 +1,215 @@
 """A whole training run: from a recipe and a corpus to a folder with a model, its record and its picture."""
 
 import contextlib
-import json
-import math
-import signal
-import sys
-import threading
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from tokenizers import Tokenizer
 
-from minitransformer.checkpoint import CONFIG, WEIGHTS, save_model
-from minitransformer.corpus import CORPUS, python_corpus, text_corpus
-from minitransformer.errors import DivergedError, InputError
-from minitransformer.evaluation import sampled_loss
-from minitransformer.files import replacing, write_json
-from minitransformer.generation import generate
-from minitransformer.memory import reuse_freed_memory
+from minitransformer.data.corpus import CORPUS, corpus_of
+from minitransformer.data.datasets import TokenWindows
+from minitransformer.data.tasks import TASKS
+from minitransformer.data.text import Text
+from minitransformer.data.token_file import token_file
+from minitransformer.data.tokenizer import TOKENIZER, load_tokenizer, start_id, train_tokenizer
+from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
+from minitransformer.files import read_json, replacing, write_json
 from minitransformer.models import GPT
-from minitransformer.plots import plot_loss
-from minitransformer.tokenizer import TOKENIZER, character_tokenizer, encode
-from minitransformer.training import training_steps
+from minitransformer.plots import plot_training
+from minitransformer.recipes import load_recipe, recipe_from
+from minitransformer.training import Callback, Samples, Trainer
+from minitransformer.training.checkpoints import checkpoints
+from minitransformer.training.trainer import check_output_dir
 
-METRICS, LOSS_PICTURE = "metrics.jsonl", "loss.png"
 SAMPLE_TOKENS = 200
+RUN, GENERATION, PICTURE = "run.json", "generation_config.json", "training.png"
 
 
-class Display:
+@dataclass(frozen=True)
+class Material:
+    """What a recipe learns from: datasets, tokenizer, the record of their source, and a text to begin with.
+
+    ``validation_text`` is the text behind ``validation``; a task has none, but ``answer_length``.
+    """
+
+    train: Any
+    validation: Any
+    tokenizer: Tokenizer
+    source: dict
+    prompt: str
+    validation_text: Text | None = None
+    answer_length: int | None = None
+
+
+class Display(Callback):
     """What a run tells whoever is watching; this one keeps silent."""
 
-    def begin(self, recipe, model, corpus, output_dir):
+    def begin(self, recipe, trainer, material):
         """The run is about to start."""
 
-    def stepped(self, step, loss, tokens_per_second):
-        """An update was made; ``loss`` is a running mean."""
+    def preparing(self, what):
+        """Return what is called with how much of ``what`` is done and of how much."""
+        return lambda done, total: None
 
-    def evaluated(self, line, sample):
-        """The line of the metrics that has a ``val_loss``, and a text that the model wrote."""
+    def sample(self, text):
+        """The model has written ``text``."""
 
 
-def train_recipe(recipe, output_dir, data=None, device="cpu", display=None):
-    """Train ``recipe`` into ``output_dir``; return ``(model, tokenizer, corpus, finished)``.
+def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume=False):
+    """Train ``recipe`` into ``output_dir``; return ``(model, material)``.
 
-    ``data`` is the text file of a recipe whose corpus is ``"text"``; given to another recipe it replaces that
-    recipe's corpus. The folder then holds the model in Hugging Face's layout, ``metrics.jsonl`` (an object a
-    line), ``corpus.json`` (what was learned from) and ``loss.png``. Weights are saved at every evaluation.
-    Ctrl-C ends the run after the step it is in, saved; ``finished`` is then False.
+    ``data`` are the files, folders and patterns of a recipe whose corpus is ``"text"``; given to another
+    recipe of text they replace its corpus. The folder then holds the model in Hugging Face's layout,
+    ``metrics.jsonl`` (an object a line), ``corpus.json`` (what was learned from), ``run.json`` (the
+    settings), ``training.png`` and checkpoints, from the last of which ``resume`` continues.
 
-    Raises InputError for data or a folder that can't be used, and DivergedError when the loss is no longer
-    finite: the folder then keeps the last weights whose loss was.
+    Raises InputError for data or a folder that can't be used, and, with the picture drawn so far, Stopped
+    after Ctrl-C or SIGTERM and DivergedError when the loss is no longer finite.
     """
-    output_dir = Path(output_dir)
-    check_output_dir(output_dir)
-    corpus = load_corpus(recipe, data)
-    tokenizer = character_tokenizer(corpus.train + corpus.validation)
-    config = recipe.config(tokenizer.get_vocab_size())
-    check_long_enough(corpus, config.context_length)
-    reuse_freed_memory()
-    model = GPT(config).build(seed=recipe.training.seed, device=device)
-    smallest = np.min_scalar_type(config.vocabulary_size - 1)
-    train_tokens = encode(tokenizer, corpus.train).astype(smallest)
-    validation_tokens = encode(tokenizer, corpus.validation).astype(smallest)
-
-    claim(output_dir)
-    write_json(output_dir / CORPUS, corpus.source)
-    with replacing(output_dir / TOKENIZER) as temporary:
-        tokenizer.save(str(temporary))
-    run = _Run(recipe, model, tokenizer, validation_tokens, output_dir, display or Display())
-    run.display.begin(recipe, model, corpus, output_dir)
-    with _interruption() as asked:
-        try:
-            finished = run.train(train_tokens, asked)
-        except DivergedError:
-            with contextlib.suppress(OSError):  # the picture is not worth hiding the reason
-                plot_loss(run.metrics, output_dir / LOSS_PICTURE)
-            raise
-    plot_loss(run.metrics, output_dir / LOSS_PICTURE)
-    return model, tokenizer, corpus, finished
-
-
-class _Run:
-    """The state of a run between its steps."""
-
-    def __init__(self, recipe, model, tokenizer, validation_tokens, output_dir, display):
-        self.recipe, self.arguments = recipe, recipe.training
-        self.model, self.tokenizer, self.validation_tokens = model, tokenizer, validation_tokens
-        self.output_dir, self.display = output_dir, display
-        self.metrics = []
-        self.saved_step = None
-
-    def train(self, tokens, asked):
-        """Train to the end, or until ``asked`` is set; return whether it was the end."""
-        arguments = self.arguments
-        self.evaluate(0, None, None, None)
-        losses, counted, seconds = [], 0, 0.0
-        mark = time.perf_counter()
-        try:
-            for step in training_steps(self.model, tokens, arguments):
-                losses.append(step.loss)
-                counted += step.tokens
-                seconds += time.perf_counter() - mark
-                stopping = asked.is_set() and step.number < arguments.max_steps
-                last = stopping or step.number == arguments.max_steps
-                evaluating = last or step.number % arguments.eval_steps == 0
-                mean, speed = sum(losses) / len(losses), counted / seconds
-                self.display.stepped(step, mean, speed)
-                if evaluating:
-                    self.evaluate(step.number, mean, step.learning_rate, speed)
-                elif step.number % arguments.logging_steps == 0:
-                    self.log(step.number, mean, None, step.learning_rate, speed)
-                if evaluating or step.number % arguments.logging_steps == 0:
-                    losses, counted, seconds = [], 0, 0.0
-                if stopping:
-                    return False
-                mark = time.perf_counter()
-        except DivergedError as error:
-            raise self.diverged(error) from None
-        return True
-
-    def evaluate(self, step, train_loss, learning_rate, speed):
-        """Judge the model by the validation sample, save it, log it, and show what it writes."""
-        val_loss = sampled_loss(self.model, self.validation_tokens)
-        if not math.isfinite(val_loss):
-            raise self.diverged(f"training diverged at step {step}: the validation loss is {val_loss}")
-        settings = {"recipe": self.recipe.name, "step": step, "training": vars(self.arguments)}
-        save_model(self.model, self.output_dir, settings)
-        self.saved_step = step
-        line = self.log(step, train_loss, val_loss, learning_rate, speed)
-        sample = write_sample(self.model, self.tokenizer, seed=step)
-        self.display.evaluated(line, sample)
-
-    def log(self, step, train_loss, val_loss, learning_rate, speed):
-        """Append a line to the metrics and return it."""
-        line = {
-            "step": step,
-            "train_loss": train_loss,
-            "val_loss": val_loss,
-            "learning_rate": learning_rate,
-            "tokens_per_second": speed,
-        }
-        self.metrics.append(line)
-        with (self.output_dir / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        return line
-
-    def diverged(self, reason):
-        """Return the error that says what is kept."""
-        kept = "nothing was saved yet"
-        if self.saved_step is not None:
-            kept = f"{self.output_dir} keeps the weights of step {self.saved_step}"
-        return DivergedError(f"{reason}; {kept}")
-
-
-def load_corpus(recipe, data):
-    """Return the corpus of ``recipe``, or that of the text file ``data`` if one is given."""
-    if data is not None:
-        return text_corpus(data)
-    if recipe.corpus == "python":
-        return python_corpus()
-    raise InputError(f"the recipe {recipe.name!r} learns from a text file of yours: give it with --data PATH")
-
-
-def check_output_dir(output_dir):
-    """Raise InputError if ``output_dir`` is a file or holds a run already."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file; expected a folder to write to")
-    if any((output_dir / name).exists() for name in (CONFIG, WEIGHTS, METRICS)):
-        raise InputError(f"{output_dir} holds another run; choose another --output-dir or remove it first")
-
-
-def claim(output_dir):
-    """Make the folder and its metrics file, which no other run may have made meanwhile."""
+    display, output_dir = display or Display(), Path(output_dir)
+    check_output_dir(output_dir, resume)
+    kept = _kept_tokenizer(output_dir) if resume else None
+    material = load_material(recipe, data, display, kept)
+    if resume:
+        _check_same_source(output_dir, material.source)
+    args = replace(recipe.training, output_dir=str(output_dir))
+    model = GPT(recipe.config(material.tokenizer.get_vocab_size())).build(seed=args.seed, device=device)
+    files = _Files(recipe, material, data)
+    prompt = material.tokenizer.encode(material.prompt).ids or [start_id(material.tokenizer)]
+    samples = Samples(
+        material.tokenizer,
+        prompt,
+        display.sample,
+        material.answer_length or SAMPLE_TOKENS,
+        temperature=0.0 if material.answer_length else 0.8,
+    )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=material.train,
+        eval_dataset=material.validation,
+        callbacks=[files, display, samples],
+        settings={"recipe": recipe.name},
+    )
+    display.begin(recipe, trainer, material)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / METRICS).touch(exist_ok=False)
-    except FileExistsError:
-        raise InputError(f"{output_dir} holds another run; choose another --output-dir") from None
-    except OSError as error:
-        raise OSError(
-            f"cannot write to {output_dir}: {error.strerror}; choose another --output-dir"
-        ) from None
+        trainer.train(resume_from_checkpoint=resume)
+    except (DivergedError, Stopped):
+        with contextlib.suppress(OSError, InputError):  # the picture is not worth hiding the reason
+            plot_training(trainer.history, output_dir / PICTURE)
+        raise
+    plot_training(trainer.history, output_dir / PICTURE)
+    return model, material
 
 
-def check_long_enough(corpus, context_length):
-    """Raise InputError unless both parts of ``corpus`` can fill what is asked of them."""
-    if len(corpus.train) <= context_length or len(corpus.validation) < 2:
+def load_material(recipe, data=(), display=None, tokenizer=None):
+    """Return the ``Material`` of ``recipe``, made from the texts ``data`` if any are given.
+
+    ``tokenizer`` is one that was trained before, for the same text.
+    """
+    display = display or Display()
+    if recipe.corpus in TASKS:
+        return _task_material(recipe, data)
+    corpus = corpus_of(recipe.name, recipe.corpus, data)
+    if not corpus.validation.byte_count:
+        raise InputError("the text is too short: nothing of it is left to validate with")
+    if tokenizer is None:
+        whole = Text([*corpus.train.spans, *corpus.validation.spans])
+        seen = whole if recipe.text.tokenizer == "characters" else corpus.train
+        told = display.preparing("learning the tokenizer")
+        tokenizer = train_tokenizer(recipe.text.tokenizer, recipe.text.vocabulary_size, seen, told)
+    length = recipe.model["context_length"]
+    tokens = [
+        token_file(part, tokenizer, display.preparing("making tokens"))
+        for part in (corpus.train, corpus.validation)
+    ]
+    if len(tokens[0]) <= length or len(tokens[1]) < 2:
         raise InputError(
-            f"the text is too short: {len(corpus.train)} characters to train on and {len(corpus.validation)} "
-            f"to validate with; sequences of context_length {context_length} need at least "
-            f"{context_length + 1} and 2. Give more text or set a smaller context_length"
+            f"the text is too short: {len(tokens[0])} tokens to train on and {len(tokens[1])} "
+            f"to validate with; sequences of context_length {length} need at least "
+            f"{length + 1} and 2. Give more text or set a smaller context_length"
         )
+    train, validation = (TokenWindows(part, length) for part in tokens)
+    return Material(train, validation, tokenizer, corpus.source, "", corpus.validation)
 
 
-def write_sample(model, tokenizer, seed):
-    """Return a newline and what ``model`` writes after it."""
-    start = start_id(tokenizer)
-    ids = generate(model, [start], SAMPLE_TOKENS, temperature=0.8, seed=seed)
-    return tokenizer.decode([start, *ids])
+def resumed_recipe(name, output_dir, assignments, data):
+    """Return the recipe and the data of the run in ``output_dir``, ``assignments`` made, or ``name`` afresh.
+
+    Afresh where nothing was recorded. Raises InputError if the run is of another recipe than ``name`` (if
+    given).
+    """
+    path = Path(output_dir) / RUN
+    if not path.exists():
+        return load_recipe(name or "python", assignments), data
+    recorded = read_json(path)
+    recipe = recipe_from(recorded.get("recipe") or {}, assignments)
+    earlier = recipe_from(recorded.get("recipe") or {})
+    if recipe.text != earlier.text:
+        raise ChangedSettingError(
+            f"the run in {output_dir} has the text settings {earlier.text}; they cannot change to "
+            f"{recipe.text}: start a new run in another folder"
+        )
+    paths = recorded.get("data")
+    if not isinstance(paths, list) or not all(isinstance(part, str) for part in paths):
+        raise InputError(f"{path} is damaged: data is {paths!r}")
+    if name is not None and name != recipe.name:
+        raise InputError(f"{output_dir} holds a run of the recipe {recipe.name!r}, not of {name!r}")
+    return recipe, data or [Path(part) for part in paths]
 
 
-def start_id(tokenizer):
-    """Return the token that a text without a prompt starts after: the newline, or else token 0."""
-    return tokenizer.token_to_id("\n") or 0
+class _Files(Callback):
+    """Writes what lies beside the weights wherever they are saved, and the record of the run at its start."""
+
+    def __init__(self, recipe, material, data):
+        self.recipe, self.material = recipe, material
+        self.data = [str(Path(path).resolve()) for path in data]
+
+    def on_train_begin(self, trainer):
+        """Record what the run is, before its first step."""
+        write_json(trainer.output_dir / RUN, {"recipe": self.recipe.table(), "data": self.data})
+        self.on_save(trainer, trainer.output_dir)
+
+    def on_save(self, trainer, folder):
+        """Write the tokenizer, the source, and how to generate."""
+        with replacing(folder / TOKENIZER) as temporary:
+            self.material.tokenizer.save(str(temporary))
+        write_json(folder / CORPUS, self.material.source)
+        if self.material.answer_length:
+            settings = {"max_new_tokens": self.material.answer_length, "do_sample": False}
+            write_json(folder / GENERATION, settings)
 
 
-@contextlib.contextmanager
-def _interruption():
-    """Within this block the first Ctrl-C only sets the event that is yielded; a second one interrupts."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
+def _task_material(recipe, data):
+    if data:
+        raise InputError(f"the recipe {recipe.name!r} makes its own examples; leave out --data")
+    task = TASKS[recipe.corpus]()
+    longest, context_length = task.train.lengths.max(), recipe.model["context_length"]
+    if longest > context_length:
+        raise InputError(
+            f"context_length is {context_length}; the examples of {recipe.name!r} have {longest} tokens"
+        )
+    source = {"corpus": recipe.corpus}
+    return Material(
+        *(task.train, task.validation, task.tokenizer, source, task.prompt),
+        answer_length=task.answer_length,
+    )
+
+
+def _kept_tokenizer(output_dir):
+    """Return the tokenizer of the run that is resumed, or None if it has not come so far."""
+    if checkpoints(output_dir) and (output_dir / TOKENIZER).exists():
+        return load_tokenizer(output_dir)
+    return None
+
+
+def _check_same_source(output_dir, source):
+    path = output_dir / CORPUS
+    if not (path.exists() and checkpoints(output_dir)):
         return
-
-    def handle(number, frame):
-        asked.set()
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    if read_json(path).get("sha256") != source.get("sha256"):
+        raise InputError(
+            f"the text has changed since {output_dir} was started, so the run cannot go on; "
+            "start a new one in another folder"
+        )

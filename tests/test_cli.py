@@ -10,7 +10,11 @@ import time
 import pytest
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
-SMALL = ["context_length=16", "width=16", "heads=2", "layers=1", "max_steps=30", "eval_steps=10"]
+SMALL = [
+    *("context_length=16", "width=16", "heads=2", "layers=1"),
+    *("max_steps=30", "eval_steps=10", "save_steps=10"),
+]
+TASK = ["--set", "max_steps=3", "--set", "layers=1"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
 
 
@@ -43,19 +47,22 @@ def folder(tmp_path_factory):
 def test_the_output_folder(folder):
     model = folder / "model"
     assert sorted(path.name for path in model.iterdir()) == [
+        "checkpoint-20",
+        "checkpoint-30",
         "config.json",
         "corpus.json",
-        "loss.png",
         "metrics.jsonl",
         "model.safetensors",
+        "run.json",
         "tokenizer.json",
+        "training.png",
     ]
     lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 10, 20, 30]
-    names = {"step", "train_loss", "val_loss", "learning_rate", "tokens_per_second"}
+    names = {"step", "train_loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second"}
     assert all(set(line) == names for line in lines)
     assert lines[-1]["val_loss"] < lines[0]["val_loss"]
-    assert (model / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (model / "training.png").read_bytes().startswith(b"\x89PNG")
     ours = json.loads((model / "config.json").read_text())["minitransformer"]
     assert (ours["recipe"], ours["step"]) == ("shakespeare", 30)
 
@@ -189,41 +196,132 @@ def without_gpu():
 def test_divergence_keeps_the_last_good_weights(folder):
     done = minitransformer(
         *("train", "shakespeare", "--data", "text.txt", "--output-dir", "diverged", *SETTINGS),
-        *("--set", "learning_rate=1e30", "--set", "max_grad_norm=0", "--set", "warmup_steps=0"),
+        *("--set", "learning_rate=1e10", "--set", "max_grad_norm=0", "--set", "warmup_steps=0"),
+        *("--set", "save_steps=1", "--set", "optim=sgd"),
         cwd=folder,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("minitransformer: error: training diverged at step ")
     assert done.stderr.count("\n") == 1
-    assert "diverged keeps the weights of step 0" in done.stderr
-    assert minitransformer("evaluate", "diverged", cwd=folder).returncode == 0
+    assert "diverged keeps the checkpoint of step " in done.stderr
+    evaluated = minitransformer("evaluate", "diverged", cwd=folder)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "this is its checkpoint-" in evaluated.stderr
 
 
-def test_interruption_finishes_the_step_and_saves(folder):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(folder, sent, code):
+    name = f"stopped-{code}"
     running = subprocess.Popen(
         command(
-            *("train", "shakespeare", "--data", "text.txt", "--output-dir", "stopped", *SETTINGS),
-            *("--set", "max_steps=1000000", "--set", "eval_steps=1000000"),
+            *("train", "shakespeare", "--data", "text.txt", "--output-dir", name, *SETTINGS),
+            *("--set", "max_steps=1000000", "--set", "eval_steps=1000000", "--set", "save_steps=1000000"),
         ),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    metrics = folder / "stopped" / "metrics.jsonl"
+    metrics = folder / name / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     output, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert errors == "\nstopping after this step; Ctrl-C again stops at once\n"
-    assert "stopped holds the model as it is" in output
-    last = json.loads(metrics.read_text().splitlines()[-1])
-    saved = json.loads((folder / "stopped" / "config.json").read_text())["minitransformer"]["step"]
-    assert last["step"] == saved > 20
-    assert minitransformer("generate", "stopped", "--max-new-tokens", 3, cwd=folder).returncode == 0
+    assert running.returncode == code
+    assert errors == "\nstopping after this step; once more stops at once\n"
+    assert f"{name} holds the last checkpoint" in output
+    assert f"train --resume --output-dir {name}" in output
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    (saved,) = (folder / name).glob("checkpoint-*")
+    assert int(saved.name.partition("-")[2]) >= last >= 40
+    assert minitransformer("generate", name, "--max-new-tokens", 3, cwd=folder).returncode == 0
+
+
+def test_a_stopped_run_is_resumed_with_its_own_settings(folder):
+    settings = *SETTINGS, "--set", "max_steps=20", "--set", "seed=7"
+    started = minitransformer(
+        "train", "shakespeare", "--data", "text.txt", "--output-dir", "going", *settings, cwd=folder
+    )
+    assert started.returncode == 0, started.stderr
+    resumed = minitransformer(
+        "train", "--resume", "--output-dir", "going", "--set", "max_steps=30", cwd=folder
+    )
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "resumed after step 20" in resumed.stdout
+    lines = [json.loads(line) for line in (folder / "going" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30]
+    assert json.loads((folder / "going" / "run.json").read_text())["recipe"]["training"]["seed"] == 7
+
+    again = minitransformer("train", "--resume", "--output-dir", "going", cwd=folder)
+    assert (again.returncode, again.stderr) == (0, "")
+    other = minitransformer("train", "sort", "--resume", "--output-dir", "going", cwd=folder)
+    assert "holds a run of the recipe 'shakespeare', not of 'sort'" in other.stderr
+    changed = minitransformer("train", "--resume", "--output-dir", "going", "--set", "seed=8", cwd=folder)
+    assert "seed is 8, but the run to be resumed has 7" in changed.stderr
+    retold = minitransformer(
+        "train", "--resume", "--output-dir", "going", "--set", "tokenizer=bpe", cwd=folder
+    )
+    assert "vocabulary_size is 0" in retold.stderr
+    widened = minitransformer("train", "--resume", "--output-dir", "going", "--set", "width=32", cwd=folder)
+    assert "holds another model" in widened.stderr
+
+
+def test_resume_with_nothing_saved_starts_from_the_beginning(folder):
+    done = minitransformer("train", "sort", "--resume", "--output-dir", "fresh", *TASK, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "held-out examples" in done.stdout
+
+
+def test_a_task_from_end_to_end(folder):
+    done = minitransformer("train", "sort", "--output-dir", "sort", *TASK, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    score = json.loads(minitransformer("evaluate", "sort", cwd=folder).stdout)
+    assert score["examples"] == 182
+    assert score["exact_match"] == score["correct"] / 182
+    generated = minitransformer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
+    assert len(generated) == 12 + 1
+    assert generated == minitransformer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
+    assert (
+        "makes its own examples"
+        in minitransformer("evaluate", "sort", "--data", "text.txt", cwd=folder).stderr
+    )
+
+
+def test_folders_and_patterns_are_texts_too(folder):
+    books = folder / "books"
+    books.mkdir()
+    for number in range(3):
+        (books / f"{number}.txt").write_text(TEXT)
+    for data in ("books", "books/*.txt"):
+        done = minitransformer(
+            *("train", "shakespeare", "--data", data, "--output-dir", f"of {data[-3:]}", *SETTINGS),
+            cwd=folder,
+        )
+        assert done.returncode == 0, done.stderr
+    sources = [json.loads((folder / f"of {end}" / "corpus.json").read_text()) for end in ("oks", "txt")]
+    assert sources[0]["sha256"] == sources[1]["sha256"]
+
+
+def test_byte_pairs_from_end_to_end(folder):
+    done = minitransformer(
+        *("train", "shakespeare", "--data", "text.txt", "--output-dir", "pairs", *SETTINGS),
+        *("--set", "tokenizer=bpe", "--set", "vocabulary_size=270"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    score = json.loads(minitransformer("evaluate", "pairs", cwd=folder).stdout)
+    assert 0 < score["tokens"] < score["bytes"]
+    assert minitransformer("generate", "pairs", "--prompt", "QUEEN né", cwd=folder).returncode == 0
+
+
+def test_the_cost_of_a_recipe():
+    done = minitransformer("recipes", "sort", "--set", "layers=1")
+    assert done.returncode == 0, done.stderr
+    assert 'tokenizer = "characters"' in done.stdout
+    for part in ("layers = 1", "parameters  ", "2,000 steps, 1,408,000 tokens", "FLOPs", "GB", "time  "):
+        assert part in done.stdout
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(folder):

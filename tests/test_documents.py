@@ -12,15 +12,17 @@ PACKAGE = ROOT / "minitransformer"
 
 # from the ground up; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "arrays", "memory", "files"},
+    {"errors", "arrays", "memory", "files", "tensor_files"},
     {"functional"},
     {"dispatch"},
     {"parameters", "layers", "tracing"},
     {"models", "gradcheck"},
-    {"batches", "optimisers", "tokenizer", "corpus", "plots"},
-    {"training", "evaluation", "generation", "checkpoint"},
-    {"recipes", "info", "run"},
-    {"display"},
+    {"data", "plots"},
+    {"evaluation", "generation", "checkpoint", "attention_maps"},
+    {"training"},
+    {"recipes", "info"},
+    {"run"},
+    {"cost", "display"},
     {"cli", "__main__"},
 ]
 
@@ -38,8 +40,8 @@ def test_the_readme_has_the_two_commands():
 @pytest.mark.parametrize("number", range(len(python_blocks())))
 def test_the_readmes_examples_run(number, tmp_path, monkeypatch, capsys):
     from minitransformer.checkpoint import save_model
+    from minitransformer.data import character_tokenizer
     from minitransformer.models import GPT, GPTConfig
-    from minitransformer.tokenizer import character_tokenizer
 
     folder = tmp_path / "runs" / "python"  # the folder that the first command leaves
     folder.mkdir(parents=True)

@@ -9,11 +9,11 @@ import pytest
 from minitransformer import functional, gradcheck, trace
 from minitransformer.arrays import array_module, device_module, to_numpy
 from minitransformer.checkpoint import load_model, save_model
-from minitransformer.evaluation import sampled_loss
+from minitransformer.data import Sequences, TokenWindows
 from minitransformer.functional import Key, Mask
 from minitransformer.generation import generate
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.training import TrainingArguments, training_steps
+from minitransformer.training import Trainer, TrainingArguments
 
 TOKENS = np.arange(200) * 7 % 13
 SHAPES = [
@@ -64,16 +64,36 @@ def gpt(device, dtype="float32", **changes):
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: changes["activation"])
-def test_training_is_the_same_bit_for_bit(cupy, changes):
-    arguments = TrainingArguments(max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2)
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+def test_training_is_the_same_bit_for_bit(cupy, tmp_path, changes, optim):
+    rows = [TOKENS[start : start + length] for start, length in ((0, 8), (8, 3), (11, 5), (16, 8))]
     results = []
     for device in ("cpu", "cuda"):
         model = gpt(device, **changes)
-        steps = [(step.loss, step.gradient_norm) for step in training_steps(model, TOKENS, arguments)]
-        results.append((steps, sampled_loss(model, TOKENS), to_numpy(model.flat.values)))
-    (steps, loss, values), (device_steps, device_loss, device_values) = results
-    assert steps == device_steps
-    assert loss == device_loss
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / device),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            optim=optim,
+            momentum=0.9 if optim == "sgd" else 0.0,
+            logging_steps=1,
+            eval_steps=2,
+            save_steps=2,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+        )
+        Trainer(model, arguments, TokenWindows(TOKENS, 8), Sequences(rows, rows)).train()
+        continued = Trainer(gpt(device, **changes), arguments, TokenWindows(TOKENS, 8), Sequences(rows, rows))
+        continued.train(resume_from_checkpoint=True)
+        history = [{**line, "tokens_per_second": None} for line in continued.history]
+        prediction = continued.predict(Sequences(rows, rows))
+        results.append((history, prediction, to_numpy(continued.model.flat.values)))
+    (history, prediction, values), (device_history, device_prediction, device_values) = results
+    assert history == device_history
+    assert len(history) == 5
+    np.testing.assert_array_equal(prediction.predictions, device_prediction.predictions)
     np.testing.assert_array_equal(values, device_values)
 
 

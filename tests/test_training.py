@@ -1,20 +1,24 @@
-"""Training: step by step what PyTorch does, and a run that stands up to accidents."""
+"""The step: what PyTorch does, the same from one batch or from many, and nothing when the loss diverges."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
+from mutations import mutated, named, run
+from tiny_runs import sequences, tiny_model, windows
 
-from minitransformer.batches import windows
+from minitransformer.data.datasets import TokenWindows
 from minitransformer.errors import DivergedError, InputError
-from minitransformer.evaluation import mean_loss
+from minitransformer.evaluation import whole_loss
+from minitransformer.functional import Key
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.optimisers import AdamW, clip_factor, global_norm, warmup_cosine
-from minitransformer.parameters import Layer, Parameter
-from minitransformer.training import TrainingArguments, training_steps, update
+from minitransformer.training import Trainer, TrainingArguments, update
+from minitransformer.training.optimisers import SGD, AdamW
 
 RANDOM = np.random.default_rng(0)
 STEPS = 10
+UPDATE_SOURCE = inspect.getsource(inspect.getmodule(update))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +33,13 @@ def test_ten_steps_equal_pytorch(torch, shape, dtype):
 
     config = GPTConfig(vocabulary_size=65, context_length=16, layers=2, heads=4, width=32, **shape)
     arguments = TrainingArguments(
-        max_steps=STEPS, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0, learning_rate=1e-2
+        max_steps=STEPS,
+        learning_rate=1e-2,
+        min_learning_rate=1e-4,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        weight_decay=0.1,
+        adam_beta2=0.99,
     )
     model = GPT(config).build(seed=1, dtype=dtype)
     give_gains_and_biases_random_values(model)
@@ -38,20 +48,23 @@ def test_ten_steps_equal_pytorch(torch, shape, dtype):
     tolerance = 1e-10 if dtype == "float64" else 1e-6
 
     for number in range(STEPS):
-        batch = windows(model, RANDOM.integers(0, 65, 100), RANDOM.integers(0, 80, 4), 16)
+        batch = random_batch()
         ids, targets = torch.from_numpy(batch["ids"]), torch.from_numpy(batch["targets"])
-        rate = warmup_cosine(
-            number, learning_rate=1e-2, min_learning_rate=1e-4, warmup_steps=2, max_steps=STEPS
-        )
-        loss, _ = update(model, ours, batch, rate, arguments.max_grad_norm)
+        rate, limit = arguments.learning_rate_at(number, STEPS), arguments.max_grad_norm
+        loss = update(model, ours, [batch], rate, limit).loss
         if number == 0 and dtype == "float64":
             compare_first_gradients(torch, torch_gpt, tensors, config, ids, targets, model)
-        their_loss = torch_gpt.update(tensors, config, theirs, ids, targets, rate, arguments.max_grad_norm)
+        their_loss = torch_gpt.update(tensors, config, theirs, ids, targets, rate, limit)
         assert loss == pytest.approx(their_loss, rel=0, abs=tolerance)
     if dtype == "float64":
         for path, parameter in model.parameters().items():
             theirs_now = tensors[path].detach().numpy()
             np.testing.assert_allclose(parameter.value, theirs_now, rtol=0, atol=1e-10, err_msg=path)
+
+
+def random_batch():
+    """Return four windows of random tokens."""
+    return TokenWindows(RANDOM.integers(0, 65, 100), 16).collate(RANDOM.integers(0, 80, 4))
 
 
 def compare_first_gradients(torch, torch_gpt, tensors, config, ids, targets, model):
@@ -70,105 +83,117 @@ def give_gains_and_biases_random_values(model):
             parameter.value[...] = RANDOM.normal(1, 0.3, parameter.shape)
 
 
-def test_a_missing_decay_would_be_seen(torch):
+def test_a_missing_decay_would_be_seen():
     """The float32 tolerance above is tight enough for the mistake that it is meant to catch."""
-    losses = {}
+    batch, losses = random_batch(), {}
     for decay in (0.1, 0.0):
-        random = np.random.default_rng(2)
-        config = GPTConfig(65, 16, 2, 4, 32)
-        model = GPT(config).build(seed=1)
+        model = GPT(GPTConfig(65, 16, 2, 4, 32)).build(seed=1)
         optimiser = AdamW(model, (0.9, 0.99), weight_decay=decay)
-        batch = windows(model, random.integers(0, 65, 100), random.integers(0, 80, 4), 16)
-        losses[decay] = [update(model, optimiser, batch, 1e-2)[0] for _ in range(STEPS)][-1]
+        losses[decay] = [update(model, optimiser, [batch], 1e-2).loss for _ in range(STEPS)][-1]
     assert abs(losses[0.1] - losses[0.0]) > 4e-6
 
 
-class Vector(Layer):
-    def __init__(self, values):
-        self.value = Parameter((len(values),), lambda random, shape: np.array(values), decays=True)
+# --- many small batches are the big one
 
 
-def test_adamw_finds_the_published_minimum():
-    """BERT's unit test of its optimiser: a quadratic, 100 steps at 0.2."""
-    target = np.array([0.4, 0.2, -0.5])
-    model = Vector([0.1, -0.2, -0.1]).build(dtype="float64")
-    optimiser = AdamW(model, weight_decay=0.0)
-    for _ in range(100):
-        model.value.gradient[...] = 2 * (model.value.value - target) / 3
-        optimiser.step(0.2)
-    np.testing.assert_allclose(model.value.value, target, atol=1e-2)
+def check_accumulation(update, dataset):
+    """Compare 4 · 8 examples with 32: loss, norm, count, and every gradient to 1e-12."""
+    model = tiny_model("float64", dropout=0.0)
+    model.flat.values[...] = np.random.default_rng(3).normal(0, 0.3, model.flat.values.shape)
+    places = dataset.training_places(0, 32, seed=0)
+
+    def result(rows):
+        batches = [dataset.collate(places[first : first + rows]) for first in range(0, 32, rows)]
+        done = update(model, SGD(model), batches, 0.0)
+        return done, model.flat.gradients.copy()
+
+    (whole, gradients), (parts, added) = result(32), result(8)
+    assert whole.counts == parts.counts
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert parts.gradient_norm == pytest.approx(np.linalg.norm(gradients), rel=1e-12)
+    np.testing.assert_allclose(added, gradients, rtol=0, atol=1e-12 * np.abs(gradients).max())
 
 
-def test_clipping():
-    model = Vector([3.0, 4.0]).build(dtype="float64")
-    model.value.gradient[...] = [3, 4]
-    assert global_norm(model) == 5
-    assert clip_factor(5.0, 1.0) == pytest.approx(0.2)
-    assert clip_factor(0.5, 1.0) == 1
-    assert clip_factor(5.0, 0) == 1
+@pytest.mark.parametrize("dataset", [windows, sequences])
+def test_four_batches_of_eight_are_one_of_thirty_two(dataset):
+    check_accumulation(update, dataset())
 
 
-def test_schedule_is_nanogpts():
-    rates = [
-        warmup_cosine(step, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4, max_steps=24)
-        for step in range(30)
-    ]
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == 1
-    assert rates[14] == pytest.approx(0.55)
-    assert rates[24:] == pytest.approx([0.1] * 6)
+# mistake, where, old, new
+MISTAKES = [
+    (
+        "mean of means",
+        "of unequal counts",
+        "backward(weights)",
+        "backward({name: 1 / batch['counts'][name] / len(micro_batches) for name in weights})",
+    ),
+    ("first batch counted alone", "of all", "for batch in micro_batches)", "for batch in micro_batches[:1])"),
+    ("last batch only", "gradient", "backward(weights)", "model.zero_gradients(); backward(weights)"),
+    ("last batch only", "loss", "totals[name] += float", "totals[name] = float"),
+    ("no norm", "of all", "float(global_norm(model))", "0.0"),
+]
 
 
-def test_windows_shift_the_targets_by_one():
-    model = GPT(GPTConfig(10, 4, 1, 1, 4)).build()
-    batch = windows(model, np.arange(10), np.array([0, 5]), 4)
-    assert batch["ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
-    assert batch["targets"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
-    assert batch["counts"] == {"tokens": 8}
+@named(MISTAKES)
+def test_a_mistake_in_accumulation_is_caught(row):
+    *_, old, new = row
+    wrong = run(mutated(UPDATE_SOURCE, inspect.getsource(update), old, new), inspect.getmodule(update), {})
+    with pytest.raises(AssertionError):
+        check_accumulation(wrong["update"], sequences())
 
 
-def test_windows_reach_the_last_token():
-    model = GPT(GPTConfig(6, 4, 1, 1, 4)).build()
-    arguments = TrainingArguments(max_steps=1, per_device_train_batch_size=64)
-    seen = []
-    model.loss = lambda batch, key: (seen.append(batch), GPT.loss(model, batch, key))[1]
-    list(training_steps(model, np.arange(6), arguments))
-    assert set(seen[0]["targets"].ravel().tolist()) == {1, 2, 3, 4, 5}
+def test_every_small_batch_has_its_own_dropout():
+    model, batch = tiny_model(), windows().collate(np.arange(8))
+
+    def loss(*batches):
+        return update(model, SGD(model), batches, 0.0, key=Key(5)).loss
+
+    assert loss(batch) == loss(batch)
+    assert abs(loss(batch, batch) - loss(batch)) > 1e-4
 
 
-def test_the_model_learns_a_sentence():
+# --- a model that learns, or diverges
+
+
+def test_the_model_learns_a_sentence(tmp_path):
     tokens = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 4, np.uint8).astype(np.int64)
-    model = GPT(GPTConfig(128, 16, 1, 2, 32)).build(seed=0)
-    steps = list(training_steps(model, tokens, TrainingArguments(max_steps=150, learning_rate=1e-2)))
-    assert steps[0].loss > 4
-    assert steps[-1].loss < 0.4
-    assert mean_loss(model, tokens, np.array([0, 16]), 16) < 0.4
-
-
-def test_same_seed_same_run():
-    def train():
-        model = GPT(GPTConfig(16, 8, 1, 1, 8, dropout=0.2)).build(seed=0)
-        arguments = TrainingArguments(max_steps=5)
-        return [step.loss for step in training_steps(model, np.arange(100) % 16, arguments)], model
-
-    (first, model), (second, other) = train(), train()
-    assert first == second
-    np.testing.assert_array_equal(model.flat.values, other.flat.values)
+    model, dataset = GPT(GPTConfig(128, 16, 1, 2, 32)).build(seed=0), TokenWindows(tokens, 16)
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), max_steps=150, learning_rate=1e-2, logging_steps=1, save_steps=150
+    )
+    trainer = Trainer(model, arguments, dataset, callbacks=[])
+    trainer.train()
+    assert trainer.history[0]["train_loss"] > 4
+    assert trainer.history[-1]["train_loss"] < 0.4
+    assert whole_loss(model, dataset) < 0.4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_divergence_stops_before_the_update(bad):
-    model = GPT(GPTConfig(16, 8, 1, 1, 8)).build(seed=0)
-    steps = training_steps(model, np.arange(100) % 16, TrainingArguments(max_steps=5))
-    next(steps)
-    next(steps)
+    model, batch = tiny_model(), windows().collate(np.arange(8))
+    optimiser = AdamW(model)
+    update(model, optimiser, [batch], 1e-2)
     model.norm.gain.value[0] = bad
-    kept = model.flat.values.copy()
-    with (
-        np.errstate(invalid="ignore"),
-        pytest.raises(DivergedError, match=r"diverged at step 3: the loss is (nan|inf)"),
-    ):
-        next(steps)
+    kept = [part.copy() for part in (model.flat.values, optimiser.first_moment, optimiser.second_moment)]
+    with pytest.raises(DivergedError, match=r"diverged at step 2: the loss is (nan|inf)"):
+        update(model, optimiser, [batch], 1e-2)
+    now = model.flat.values, optimiser.first_moment, optimiser.second_moment
+    for before, after in zip(kept, now, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert optimiser.steps == 1
+
+
+def test_a_gradient_that_overflows_stops_before_the_update():
+    model, batch = tiny_model(), windows().collate(np.arange(8))
+    backward_of = model.loss
+
+    def loss(batch, key):
+        totals, backward = backward_of(batch, key)
+        return totals, lambda weights: backward(dict.fromkeys(weights, 1e38))
+
+    model.loss, kept = loss, model.flat.values.copy()
+    with pytest.raises(DivergedError, match="diverged at step 1: the gradient norm is inf"):
+        update(model, SGD(model), [batch], 1e-2, max_grad_norm=1.0)
     np.testing.assert_array_equal(model.flat.values, kept)
 
 
@@ -177,8 +202,18 @@ def test_divergence_stops_before_the_update(bad):
     [
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; expected a finite number of at least 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; expected a value of type float"),
+        ({"learning_rate": 1e-3, "min_learning_rate": 1e-2}, "min_learning_rate is 0.01, above"),
         ({"eval_steps": 0}, "eval_steps is 0; expected a finite number of at least 1"),
+        ({"save_total_limit": 0}, "save_total_limit is 0; expected a finite number of at least 1"),
+        ({"max_steps": -2}, "max_steps is -2; expected a finite number of at least -1"),
+        ({"max_steps": 10.0}, "max_steps is 10.0; expected a value of type int"),
+        ({"num_train_epochs": math.inf}, "num_train_epochs is inf"),
         ({"adam_beta2": 1.0}, "adam_beta2 is 1.0; expected less than 1"),
+        ({"adam_epsilon": 0.0}, "adam_epsilon is 0; expected a positive number"),
+        ({"lr_scheduler_type": "step"}, "lr_scheduler_type is 'step'; expected one of constant, linear"),
+        ({"seed": 2**32}, r"seed is 4294967296; expected less than 2\*\*32"),
+        ({"load_best_model_at_end": 1}, "load_best_model_at_end is 1; expected a value of type bool"),
     ],
 )
 def test_impossible_arguments(change, message):

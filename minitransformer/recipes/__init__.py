@@ -2,18 +2,22 @@
 
 import difflib
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 
-from minitransformer.errors import InputError
+from minitransformer.data.tasks import TASKS
+from minitransformer.data.tokenizer import KINDS
+from minitransformer.errors import InputError, check_types
 from minitransformer.models import GPTConfig
 from minitransformer.training import TrainingArguments
 
-DECIDED_BY_THE_CORPUS = "vocabulary_size"
+CORPORA = ("python", "text", *TASKS)
+PARTS = {"name": str, "description": str, "corpus": str, "text": dict, "model": dict, "training": dict}
 # what other projects call it
 ELSEWHERE = {
     "lr": "learning_rate",
     "steps": "max_steps",
+    "epochs": "num_train_epochs",
     "max_iters": "max_steps",
     "batch_size": "per_device_train_batch_size",
     "block_size": "context_length",
@@ -22,22 +26,46 @@ ELSEWHERE = {
     "n_head": "heads",
     "n_embd": "width",
     "hidden_size": "width",
+    "vocab_size": "vocabulary_size",
 }
 
 
 @dataclass(frozen=True)
+class TextSettings:
+    """How text becomes tokens: ``tokenizer`` is ``"characters"``, ``"bpe"`` or ``"wordpiece"``; the latter
+    two learn ``vocabulary_size`` tokens."""
+
+    tokenizer: str = "characters"
+    vocabulary_size: int = 0
+
+    def __post_init__(self):
+        check_types(self)
+        if self.tokenizer not in KINDS:
+            raise InputError(f"tokenizer is {self.tokenizer!r}; expected one of {', '.join(KINDS)}")
+        if self.tokenizer == "characters" and self.vocabulary_size:
+            raise InputError("vocabulary_size is decided by the text where its tokens are characters")
+        if self.tokenizer != "characters" and not 0 < self.vocabulary_size < 2**24:
+            raise InputError(f"vocabulary_size is {self.vocabulary_size}; give how many tokens to learn")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A named run: ``corpus`` is ``"python"`` or ``"text"``; ``model`` holds fields of ``GPTConfig``."""
+    """A named run: ``corpus`` is "python", "text" or a task; ``model`` holds ``GPTConfig``'s fields."""
 
     name: str
     description: str
     corpus: str
     model: dict
     training: TrainingArguments
+    text: TextSettings = field(default_factory=TextSettings)
 
     def config(self, vocabulary_size):
         """Return the ``GPTConfig`` for a corpus of ``vocabulary_size`` tokens."""
         return GPTConfig(vocabulary_size=vocabulary_size, **self.model)
+
+    def table(self):
+        """Return the recipe as the dictionary that its TOML file holds, with the name."""
+        return asdict(self)
 
 
 def recipe_names():
@@ -55,10 +83,39 @@ def load_recipe(name, assignments=()):
     if name not in recipe_names():
         raise InputError(f"there is no recipe {name!r}{_nearest(name, recipe_names())}")
     text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
+    return recipe_from({"name": name, **tomllib.loads(text)}, assignments)
+
+
+def recipe_from(table, assignments=()):
+    """Return the recipe that ``table`` (as ``Recipe.table`` returns it) describes, ``assignments`` made.
+
+    Raises InputError as ``load_recipe`` does.
+    """
+    try:
+        table = {"text": {}, "model": {}, "training": {}, **table}
+        for part, kind in PARTS.items():
+            if not isinstance(table[part], kind):
+                raise InputError(f"the recipe is damaged: {part} is {table[part]!r}")
+        parts = {part: dict(table[part]) for part in ("text", "model", "training")}
+        parts["model"].setdefault("context_length", GPTConfig.context_length)
+        description = {part: table[part] for part in ("name", "description", "corpus")}
+        if description["corpus"] not in CORPORA:
+            raise InputError(f"corpus is {description['corpus']!r}; expected one of {', '.join(CORPORA)}")
+        _assign(parts, assignments)
+        text, training = TextSettings(**parts["text"]), TrainingArguments(**parts["training"])
+        recipe = Recipe(**description, model=parts["model"], training=training, text=text)
+        recipe.config(vocabulary_size=1)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the recipe is damaged: {error}") from None
+    return recipe
+
+
+def _assign(parts, assignments):
+    """Make ``assignments`` in the tables ``parts``."""
     known = {
-        "model": _names(GPTConfig, without=DECIDED_BY_THE_CORPUS),
-        "training": _names(TrainingArguments),
+        "text": _names(TextSettings),
+        "model": _names(GPTConfig) - {"vocabulary_size"},
+        "training": _names(TrainingArguments) - {"output_dir"},
     }
     for assignment in assignments:
         setting, equals, written = assignment.partition("=")
@@ -67,18 +124,14 @@ def load_recipe(name, assignments=()):
         if not equals:
             raise InputError(f"{assignment!r} is not name=value")
         if part is None:
-            names = sorted(known["model"] | known["training"])
-            raise InputError(f"there is no setting {setting!r}{_nearest(setting, names)}")
-        table[part][setting] = _value(written.strip())
-    recipe = Recipe(
-        name, table["description"], table["corpus"], table["model"], TrainingArguments(**table["training"])
-    )
-    recipe.config(vocabulary_size=1)
-    return recipe
+            raise InputError(
+                f"there is no setting {setting!r}{_nearest(setting, set().union(*known.values()))}"
+            )
+        parts[part][setting] = _value(written.strip())
 
 
-def _names(settings, without=None):
-    return {field.name for field in fields(settings) if field.name != without}
+def _names(settings):
+    return {field.name for field in fields(settings)}
 
 
 def _value(written):
@@ -93,7 +146,5 @@ def _value(written):
 def _nearest(name, known):
     if name in ELSEWHERE:
         return f"; did you mean {ELSEWHERE[name]!r}?"
-    if name == DECIDED_BY_THE_CORPUS:
-        return ": the text decides it"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"

@@ -1,0 +1,20 @@
+"""Training: settings, the step, the trainer with its callbacks and checkpoints."""
+
+from minitransformer.training.arguments import TrainingArguments
+from minitransformer.training.callbacks import Callback, EarlyStopping, KeepBest, Samples
+from minitransformer.training.progress import ProgressBar
+from minitransformer.training.step import Update, update
+from minitransformer.training.trainer import Prediction, Trainer
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "KeepBest",
+    "Prediction",
+    "ProgressBar",
+    "Samples",
+    "Trainer",
+    "TrainingArguments",
+    "Update",
+    "update",
+]

@@ -1,0 +1,116 @@
+"""Callbacks: what is done beside the training, at its start, after a step, an evaluation, a save, at its end.
+
+What a callback has to remember it reads from ``trainer.history``, the lines of the metrics: so a run that
+is continued goes on as if it had never stopped.
+"""
+
+from pathlib import Path
+
+from minitransformer.checkpoint import assign, read_values
+from minitransformer.files import remove_parts
+from minitransformer.generation import generate
+
+BEST = "best"
+
+
+class Callback:
+    """The moments at which a callback is called; all of them do nothing here."""
+
+    def on_train_begin(self, trainer):
+        """Training is about to start, or to go on after ``trainer.step`` steps."""
+
+    def on_step_end(self, trainer, update):
+        """An ``Update`` was made."""
+
+    def on_log(self, trainer, line):
+        """``line`` was added to ``trainer.history`` and to the metrics."""
+
+    def on_evaluate(self, trainer, line):
+        """The line has a ``val_loss``."""
+
+    def on_save(self, trainer, folder):
+        """The model is being saved to ``folder``: more files may be added."""
+
+    def on_train_end(self, trainer):
+        """The last step is done; the model is about to be saved."""
+
+    def on_train_exit(self, trainer):
+        """Training is over, however it ended: also after an error."""
+
+
+class EarlyStopping(Callback):
+    """Ends the run when ``patience`` evaluations in a row did not lower the best loss by ``threshold``."""
+
+    def __init__(self, patience=1, threshold=0.0):
+        self.patience, self.threshold = patience, threshold
+
+    def on_train_begin(self, trainer):
+        """Stop again if the run had been stopped."""
+        self._look(trainer)
+
+    def on_evaluate(self, trainer, line):
+        """Stop if it is time."""
+        self._look(trainer)
+
+    def _look(self, trainer):
+        best, waited = float("inf"), 0
+        for loss in validation_losses(trainer.history):
+            if loss < best - self.threshold:
+                best, waited = loss, 0
+            else:
+                waited += 1
+        if waited >= self.patience:
+            trainer.stop()
+
+
+class KeepBest(Callback):
+    """Keeps the model of the lowest validation loss in the folder ``best`` of the run.
+
+    With ``load_at_end`` the run ends with its weights.
+    """
+
+    def __init__(self, load_at_end=False):
+        self.load_at_end = load_at_end
+
+    def on_train_begin(self, trainer):
+        """Remove what a killed process has left."""
+        remove_parts(Path(trainer.args.output_dir) / BEST)
+
+    def on_evaluate(self, trainer, line):
+        """Save the model if none was better."""
+        if line["val_loss"] == min(validation_losses(trainer.history)):
+            folder = Path(trainer.args.output_dir) / BEST
+            folder.mkdir(exist_ok=True)
+            trainer.save_model(folder)
+
+    def on_train_end(self, trainer):
+        """Put the best weights back."""
+        steps = {line["val_loss"]: line["step"] for line in trainer.history if line["val_loss"] is not None}
+        if self.load_at_end and steps:
+            model = trainer.model
+            folder = Path(trainer.args.output_dir) / BEST
+            assign(model, read_values(folder, model.config, model.flat.values.dtype.name))
+            trainer.settings = {**trainer.settings, "best_step": steps[min(steps)]}
+
+
+class Samples(Callback):
+    """Lets the model write after every evaluation: ``show(text)`` is given what it wrote after ``prompt``."""
+
+    def __init__(self, tokenizer, prompt, show, max_new_tokens=200, temperature=0.8):
+        self.tokenizer, self.prompt, self.show = tokenizer, list(prompt), show
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+
+    def on_evaluate(self, trainer, line):
+        """Write a sample; the same step always writes the same."""
+        ids = generate(
+            trainer.model, self.prompt, self.max_new_tokens, temperature=self.temperature, seed=trainer.step
+        )
+        begun = self.tokenizer.decode(self.prompt)  # without the token that only says where text begins
+        self.show(begun + self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def validation_losses(history):
+    """Yield the validation losses of the lines of ``history``."""
+    for line in history:
+        if line["val_loss"] is not None:
+            yield line["val_loss"]

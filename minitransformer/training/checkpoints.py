@@ -1,0 +1,151 @@
+"""Checkpoints of a run: folders ``checkpoint-STEP``, each whole or not there.
+
+One holds the model as any model folder does, ``optimizer.safetensors`` (the moments, by the name of their
+parameter) and ``trainer_state.json``, with the SHA-256 of its content as the tensors have theirs. What comes
+next in a run is a function of its seed and its step (data, dropout), so with the step the state of all random
+numbers and the place in the data are known.
+"""
+
+import hashlib
+import json
+import re
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from minitransformer.arrays import array_module, to_numpy
+from minitransformer.checkpoint import assign, load_config, read_values
+from minitransformer.errors import ChangedSettingError, InputError
+from minitransformer.files import read_json, remove_folder, replacing_folder, write_json
+from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
+
+OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output_dir):
+    """Return the checkpoint folders in ``output_dir``, the oldest step first."""
+    found = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        match = NAME.fullmatch(folder.name)
+        if match and folder.is_dir():
+            found[int(match[1])] = folder
+    return [found[step] for step in sorted(found)]
+
+
+def save_checkpoint(output_dir, model, optimiser, state, save_model):
+    """Write a checkpoint after ``state["step"]`` steps; ``save_model(folder)`` writes the model into it."""
+    with replacing_folder(Path(output_dir) / f"checkpoint-{state['step']}") as temporary:
+        save_model(temporary)
+        write_tensors(temporary / OPTIMISER, _moments(model, optimiser))
+        write_json(temporary / STATE, {**state, "sha256": _digest(state)})
+
+
+def load_checkpoint(folder, model, optimiser, args):
+    """Bring ``model`` and ``optimiser`` to where they were, and return the state that was saved.
+
+    Raises InputError if anything in the folder is damaged or belongs to another model, ChangedSettingError if
+    ``args`` cannot continue it; nothing has changed then.
+    """
+    state, values, moments = _read(folder, model, optimiser, args)
+    xp = array_module(model.flat.values)
+    assign(model, values)
+    for name, parameter, moment in _parts(model, optimiser):
+        moment[...] = xp.asarray(moments[name]).reshape(parameter.size)
+    optimiser.steps = state["step"]
+    return state
+
+
+def remove_old_checkpoints(output_dir, step, model, optimiser, args):
+    """Remove the oldest checkpoints, so that of those up to ``step`` ``args.save_total_limit`` are left.
+
+    Raises InputError, and removes nothing, if that of ``step`` cannot be read back in full. Any of later
+    steps are damaged, or the run would have gone on from them.
+    """
+    newest = Path(output_dir) / f"checkpoint-{step}"
+    old = list(takewhile(lambda folder: folder != newest, checkpoints(output_dir)))
+    if len(old) < args.save_total_limit:
+        return
+    _read(newest, model, optimiser, args)
+    for folder in old[: len(old) + 1 - args.save_total_limit]:
+        remove_folder(folder)
+
+
+def last_checkpoint(output_dir):
+    """Return the newest checkpoint folder of ``output_dir``, or None."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
+def _read(folder, model, optimiser, args):
+    """Return the state, the parameters and the moments in ``folder``."""
+    state = _read_state(folder / STATE)
+    if f"checkpoint-{state['step']}" != folder.name:
+        raise InputError(f"{folder / STATE}: step is {state['step']}; expected that of the folder's name")
+    args.check_continues(state["args"])
+    config = load_config(folder)
+    if config != model.config:
+        differing = [
+            f"{name} is {getattr(config, name)} there and {value} here"
+            for name, value in vars(model.config).items()
+            if getattr(config, name) != value
+        ]
+        raise ChangedSettingError(f"{folder} holds another model: {', '.join(differing)}")
+    values = read_values(folder, config, model.flat.values.dtype.name)
+    return state, values, _read_moments(folder / OPTIMISER, model, optimiser)
+
+
+def _read_state(path):
+    state = read_json(path)
+    recorded = state.pop("sha256", None)
+    if recorded is not None and recorded != _digest(state):
+        raise InputError(f"{path} is damaged: its content does not match the SHA-256 it was saved with")
+    types = {"step": int, "loss_sum": float, "loss_count": int, "args": dict, "log_history": list}
+    for name, expected in types.items():
+        if type(state.get(name)) is not expected:
+            raise InputError(
+                f"{path}: {name} is {state.get(name)!r:.80}; expected a value of type {expected.__name__}"
+            )
+    lines = state["log_history"]
+    if not all(
+        isinstance(line, dict) and isinstance(line.get("val_loss", ""), int | float | None) for line in lines
+    ):
+        raise InputError(f"{path}: log_history has lines that are not lines of metrics")
+    return state
+
+
+def _digest(state):
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _parts(model, optimiser):
+    """Yield name, parameter and part of the moment, for every moment of every parameter."""
+    for moment in optimiser.moments:
+        for path, parameter in model.parameters().items():
+            yield f"{moment}.{path}", parameter, getattr(optimiser, moment)[parameter.part]
+
+
+def _moments(model, optimiser):
+    return {
+        name: np.ascontiguousarray(to_numpy(moment).reshape(parameter.shape))
+        for name, parameter, moment in _parts(model, optimiser)
+    }
+
+
+def _read_moments(path, model, optimiser):
+    shapes = {name: parameter.shape for name, parameter, _ in _parts(model, optimiser)}
+    dtype = model.flat.values.dtype.name
+
+    def check(header):
+        for name, shape in shapes.items():
+            check_tensor(path, name, header, shape)
+            if header[name][1] != dtype:
+                raise InputError(f"{path}: {name} has type {header[name][1]}; the model has {dtype}")
+        if len(header) > len(shapes):
+            raise InputError(f"{path} holds tensors that this run's optimiser does not have")
+        return list(header)
+
+    moments = read_tensors(path, check)
+    if not all(np.isfinite(moment).all() for moment in moments.values()):
+        raise InputError(f"{path} holds values that are not finite numbers")
+    return moments

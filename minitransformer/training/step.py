@@ -1,0 +1,59 @@
+"""One step of training: forward, backward, clip, update."""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformer.arrays import array_module
+from minitransformer.data.datasets import on_device
+from minitransformer.errors import DivergedError
+from minitransformer.functional import Key
+from minitransformer.training.optimisers import clip_factor, global_norm
+
+
+class Update(NamedTuple):
+    """What an update did: ``losses``, by name, in nats per counted token, and the norm of all gradients, both
+    before the update; and ``counts``, how many tokens were counted."""
+
+    losses: dict
+    gradient_norm: float
+    counts: dict
+
+    @property
+    def loss(self):
+        """The sum of the losses: what was minimised."""
+        return sum(self.losses.values())
+
+
+def update(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0, key=None):
+    """Do one step on ``micro_batches``, a list; return an ``Update``.
+
+    The loss is the mean over all of them together, as if they were one batch: everything is counted first,
+    and each micro-batch gives its gradient the weight 1/count. ``key`` turns dropout on. Raises DivergedError
+    if the loss or a gradient is not a finite number; nothing is updated then.
+    """
+    xp = array_module(model.flat.values)
+    counts = sum((Counter(batch["counts"]) for batch in micro_batches), Counter())
+    weights = {name: 1 / counts[name] if counts[name] else 0.0 for name in micro_batches[0]["counts"]}
+    totals = dict.fromkeys(weights, 0.0)
+
+    model.zero_gradients()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the loss or the norm
+        for index, batch in enumerate(micro_batches):
+            batch_key = None if key is None else Key(key.seed, key.stream + index)
+            batch_totals, backward = model.loss(on_device(xp, batch), batch_key)
+            backward(weights)
+            for name, total in batch_totals.items():
+                totals[name] += float(total)
+        norm = float(global_norm(model))
+
+    done = Update({name: totals[name] * weights[name] for name in totals}, norm, dict(counts))
+    if not (math.isfinite(done.loss) and math.isfinite(norm)):
+        what = f"the gradient norm is {norm}" if math.isfinite(done.loss) else f"the loss is {done.loss}"
+        raise DivergedError(
+            f"training diverged at step {optimiser.steps + 1}: {what}; try a lower learning_rate"
+        )
+    optimiser.step(learning_rate, clip_factor(norm, max_grad_norm))
+    return done

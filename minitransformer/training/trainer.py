@@ -1,0 +1,305 @@
+"""The trainer: steps, evaluations, metrics and checkpoints, in an order that can be stopped and continued."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minitransformer import evaluation
+from minitransformer.checkpoint import CONFIG, WEIGHTS, save_model
+from minitransformer.data.datasets import real_tokens
+from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
+from minitransformer.files import exclusive, remove_parts, replacing
+from minitransformer.functional import Key
+from minitransformer.memory import reuse_freed_memory
+from minitransformer.training.callbacks import KeepBest
+from minitransformer.training.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.progress import ProgressBar
+from minitransformer.training.step import update
+
+METRICS = "metrics.jsonl"
+
+
+class Prediction(NamedTuple):
+    """What ``Trainer.predict`` returns: logits (N, T, V), targets (N, T; −100 is no target) and metrics."""
+
+    predictions: Any
+    label_ids: Any
+    metrics: dict
+
+
+class Trainer:
+    """Trains ``model`` on ``train_dataset`` as ``args`` (``TrainingArguments``) say.
+
+    ``args.output_dir`` then holds the model, ``metrics.jsonl`` (an object for every logged step) and
+    ``checkpoint-STEP`` folders. ``eval_dataset`` is what the model is judged by: a fixed sample of it every
+    ``eval_steps`` and at the end. ``callbacks`` are told what happens; unless given, a ``ProgressBar`` is.
+    ``settings`` are recorded in the ``config.json`` of everything saved.
+    """
+
+    def __init__(self, model, args, train_dataset, eval_dataset=None, callbacks=None, settings=None):
+        self.model, self.args = model, args
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
+        if args.load_best_model_at_end:
+            self.callbacks.append(KeepBest(load_at_end=True))
+            if eval_dataset is None:
+                raise InputError("load_best_model_at_end needs an eval_dataset to tell which model is best")
+        self.settings = settings or {}
+        self.output_dir = Path(args.output_dir)
+        self.max_steps = args.steps_for(train_dataset)
+        self.step, self.history = 0, []
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last line of the history
+        self._tokens, self._seconds = 0, 0.0
+        self._saved_step, self._unproven = None, False  # unproven: no loss of these weights is known yet
+        self._stopping, self._signal = False, None
+
+    def train(self, resume_from_checkpoint=False):
+        """Train to the end, and save the model to ``args.output_dir``.
+
+        With ``resume_from_checkpoint`` the run in that folder goes on from its newest checkpoint that is
+        whole, or starts if there is none, and ends bit for bit as if it had never stopped (on the same
+        CPU, with the same libraries and threads; a GPU adds some gradients in no fixed order).
+
+        Raises Stopped, a KeyboardInterrupt, after Ctrl-C or SIGTERM: the step is finished and saved.
+        Raises InputError for a folder that holds another run, and DivergedError as soon as a loss is no
+        longer finite: the checkpoints then are from before.
+        """
+        if not isinstance(resume_from_checkpoint, bool):
+            raise InputError(
+                f"resume_from_checkpoint is {resume_from_checkpoint!r}; expected True or False: it is always "
+                "the newest whole checkpoint in output_dir that is resumed"
+            )
+        self._stopping, self._signal = False, None
+        self._claim(resume_from_checkpoint)
+        reuse_freed_memory()
+        with exclusive(self.output_dir):
+            remove_parts(self.output_dir)
+            optimiser = optimiser_for(self.model, self.args)
+            if resume_from_checkpoint:
+                self._resume(optimiser)
+            if self.step < self.max_steps:
+                (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end: no longer the newest
+            self._write_history()
+            try:
+                self.callback("on_train_begin")
+                with self._signals():
+                    self._train(optimiser)
+                if self._signal is not None and self.step < self.max_steps:
+                    raise Stopped(self._signal, self.output_dir)
+                self.callback("on_train_end")
+                self.save_model(self.output_dir)
+            except DivergedError as error:
+                raise DivergedError(f"{error}; {self._kept()}") from None
+            finally:
+                self.callback("on_train_exit")
+
+    def evaluate(self, eval_dataset=None):
+        """Return ``val_loss`` and ``perplexity`` over all of ``eval_dataset``, or of the trainer's own."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise InputError("there is nothing to evaluate: the trainer was given no eval_dataset")
+        loss = evaluation.whole_loss(self.model, dataset)
+        return {"val_loss": loss, "perplexity": evaluation.perplexity(loss)}
+
+    def predict(self, test_dataset):
+        """Return a ``Prediction``: the logits for every example, its targets, and ``evaluate``'s metrics."""
+        return Prediction(*evaluation.predict(self.model, test_dataset), self.evaluate(test_dataset))
+
+    def save_model(self, output_dir):
+        """Write the model to the folder ``output_dir``, with what the callbacks add."""
+        self.callback("on_save", output_dir)
+        save_model(self.model, output_dir, {**self.settings, "step": self.step})
+
+    def stop(self):
+        """Let the step that is being made be the last."""
+        self._stopping = True
+
+    def callback(self, moment, *arguments):
+        """Tell all callbacks of ``moment``, the name of a method of ``Callback``."""
+        for callback in self.callbacks:
+            getattr(callback, moment)(self, *arguments)
+
+    def _train(self, optimiser):
+        if self.step == 0 and not self.history and self.eval_dataset is not None:
+            self._log(None, None)
+        while self.step < self.max_steps and not self._stopping:
+            started = time.perf_counter()
+            learning_rate = self.args.learning_rate_at(self.step, self.max_steps)
+            places = self.train_dataset.training_places(self.step, self.args.rows, self.args.seed)
+            rows = self.args.per_device_train_batch_size
+            parts = [places[first : first + rows] for first in range(0, len(places), rows)]
+            batches = [self.train_dataset.collate(part) for part in parts]
+            key = Key(self.args.seed << 32 | self.step)
+            done = update(self.model, optimiser, batches, learning_rate, self.args.max_grad_norm, key)
+            if self._unproven:
+                self._remove_old(optimiser)
+
+            self.step += 1
+            self._loss_sum += done.loss
+            self._loss_count += 1
+            self._tokens += sum(map(real_tokens, batches))
+            self._seconds += time.perf_counter() - started
+            self.callback("on_step_end", done)
+            last = self.step == self.max_steps
+            if last or self.step % self.args.logging_steps == 0 or self.step % self.args.eval_steps == 0:
+                self._log(done, learning_rate)
+            if self.step % self.args.save_steps == 0:
+                self._save(optimiser)
+        if self._saved_step != self.step:
+            self._save(optimiser)
+        if self._signal is None:
+            self._remove_old(optimiser)
+
+    def _log(self, done, learning_rate):
+        """Add a line to the history and the metrics file, with the validation loss where it is due."""
+        val_loss = None
+        due = self.step == self.max_steps or self.step % self.args.eval_steps == 0
+        if self.eval_dataset is not None and due:
+            val_loss = evaluation.sampled_loss(self.model, self.eval_dataset)
+            if not math.isfinite(val_loss):
+                raise DivergedError(
+                    f"training diverged at step {self.step}: the validation loss is {val_loss}; "
+                    "try a lower learning_rate"
+                )
+        line = {
+            "step": self.step,
+            "train_loss": self._loss_sum / self._loss_count if self._loss_count else None,
+            "val_loss": val_loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": done.gradient_norm if done else None,
+            "tokens_per_second": self._tokens / self._seconds if self._seconds else None,
+        }
+        self.history.append(line)
+        with (self.output_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._loss_sum, self._loss_count, self._tokens, self._seconds = 0.0, 0, 0, 0.0
+        self.callback("on_log", line)
+        if val_loss is not None:
+            self.callback("on_evaluate", line)
+
+    def _save(self, optimiser):
+        """Write a checkpoint, then remove those that are no longer wanted."""
+        state = {
+            "step": self.step,
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "args": asdict(self.args),
+            "log_history": self.history,
+        }
+        try:
+            save_checkpoint(self.output_dir, self.model, optimiser, state, self.save_model)
+        except OSError as error:
+            raise OSError(f"{error}, while step {self.step} was saved; {self._kept()}") from None
+        self._saved_step, self._unproven = self.step, True
+
+    def _remove_old(self, optimiser):
+        """Remove the checkpoints beyond the limit, once the newest is known to be of use."""
+        self._unproven = False
+        if self.args.save_total_limit is None:
+            return
+        try:
+            remove_old_checkpoints(self.output_dir, self._saved_step, self.model, optimiser, self.args)
+        except (InputError, OSError) as error:
+            warnings.warn(f"{error}; older checkpoints are kept", stacklevel=3)
+
+    def _resume(self, optimiser):
+        """Go back to the newest checkpoint that is whole; do nothing if there is none at all."""
+        damaged = []
+        for folder in reversed(checkpoints(self.output_dir)):
+            try:
+                state = load_checkpoint(folder, self.model, optimiser, self.args)
+            except ChangedSettingError:
+                raise
+            except InputError as error:
+                damaged.append(str(error))
+                continue
+            self.step, self.history = state["step"], state["log_history"]
+            self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
+            self._saved_step = self.step
+            break
+        else:
+            if damaged:
+                raise InputError(f"no checkpoint in {self.output_dir} can be resumed: {'; '.join(damaged)}")
+        for problem in damaged:
+            warnings.warn(f"{problem}; resuming after step {self.step}", stacklevel=3)
+
+    def _write_history(self):
+        """Make the metrics file say what the history says, and no more."""
+        with replacing(self.output_dir / METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
+
+    def _claim(self, resuming):
+        """Make the output folder; raise InputError if it is none or, unless resuming, holds a run."""
+        folder = self.output_dir
+        check_output_dir(folder, resuming)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not resuming:
+                (folder / METRICS).touch(exist_ok=False)
+        except FileExistsError:
+            raise InputError(f"{folder} holds another run; choose another output_dir") from None
+        except OSError as error:
+            raise OSError(f"cannot write to {folder}: {error.strerror}; choose another output_dir") from None
+
+    def _kept(self):
+        if self._saved_step is None:
+            return "nothing was saved yet"
+        return f"{self.output_dir} keeps the checkpoint of step {self._saved_step}"
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """Within this block the first Ctrl-C or SIGTERM lets the step end; a second one does not wait."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
+
+        def handle(number, frame):
+            restore()
+            self._signal = number
+            self.stop()
+            with contextlib.suppress(OSError):  # there may be nobody to tell
+                os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)]
+
+        def restore():
+            for number in heeded:
+                signal.signal(number, earlier[number])
+
+        for number in heeded:
+            signal.signal(number, handle)
+
+        try:
+            yield
+        finally:
+            restore()
+
+
+def check_output_dir(folder, resuming):
+    """Raise InputError if ``folder`` is a file or, unless ``resuming``, holds a run already."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; expected a folder to write to")
+    if resuming and (folder / WEIGHTS).exists() and not checkpoints(folder):
+        raise InputError(f"{folder} holds a model but no checkpoint to resume; choose another output_dir")
+    if not resuming and folder.exists():
+        held = [name for name in (CONFIG, WEIGHTS, METRICS) if (folder / name).exists()]
+        if held or checkpoints(folder):
+            raise InputError(
+                f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), or "
+                "choose another output_dir"
+            )

@@ -1,0 +1,68 @@
+"""Training runs of a second or less, for the tests of the trainer: small models, little data, real files."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from minitransformer.data.datasets import Sequences, TokenWindows
+from minitransformer.models import GPT, GPTConfig
+from minitransformer.training import Trainer, TrainingArguments
+
+VOCABULARY, LENGTH = 16, 8
+
+
+def tiny_model(dtype="float32", **changes):
+    """Return a GPT of a thousand parameters, with dropout."""
+    settings = {"vocabulary_size": VOCABULARY, "context_length": LENGTH, "layers": 1, "heads": 2, "width": 8}
+    return GPT(GPTConfig(**settings | {"dropout": 0.2} | changes)).build(seed=0, dtype=dtype)
+
+
+def windows(count=200):
+    """Return windows of random tokens."""
+    return TokenWindows(np.random.default_rng(1).integers(0, VOCABULARY, count), LENGTH)
+
+
+def sequences(count=50):
+    """Return sequences of 1 to 8 tokens, about a third of which need not be predicted."""
+    random = np.random.default_rng(2)
+    ids = [random.integers(0, VOCABULARY, length) for length in random.integers(1, LENGTH + 1, count)]
+    targets = [
+        np.where(random.random(len(row)) < 0.3, -100, random.integers(0, VOCABULARY, len(row))) for row in ids
+    ]
+    return Sequences(ids, targets)
+
+
+def tiny_trainer(folder, dataset=None, callbacks=(), dtype="float32", dropout=0.2, **changes):
+    """Return a trainer into ``folder`` that logs every step and judges and saves every fourth."""
+    dataset = dataset or windows()
+    settings = {"max_steps": 10, "logging_steps": 1, "eval_steps": 4, "save_steps": 4, "weight_decay": 0.1}
+    arguments = TrainingArguments(str(folder), **settings | changes)
+    return Trainer(tiny_model(dtype, dropout=dropout), arguments, dataset, dataset, callbacks)
+
+
+def metrics(folder):
+    """Return the lines of the metrics, without the one number that is another every time."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def names(folder):
+    """Return the names in ``folder``, hidden ones included, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def saved_steps(folder):
+    """Return the steps of the checkpoints in ``folder``, in order."""
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+def assert_same_end(folder, expected):
+    """Check that two runs ended with the same weights, moments and metrics, bit for bit."""
+    last = f"checkpoint-{saved_steps(expected)[-1]}"
+    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(expected / name)
+        assert ours.keys() == theirs.keys()
+        for tensor in theirs:
+            np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=f"{name}: {tensor}")
+    assert metrics(folder) == metrics(expected)
