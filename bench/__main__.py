@@ -1,13 +1,18 @@
 """``python -m bench``: comparisons with peers; each prints its result and can write it as JSON."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.machine import machine
-from minitransformer.files import write_json
+from bench.contenders import TURNS, ContenderError
+from bench.machine import available_cores
+from bench.report import print_table, progress, sizes, write_results
+from bench.step import CASES, compare
+from minitransformer.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
@@ -19,6 +24,27 @@ def describe():
 
 
 @app.command()
+def step(json_file: JsonFile = None):
+    """Race a GPT's training step against PyTorch eager, on one core and on all."""
+    need_torch()
+    cores = available_cores()
+    races = [(case, cores[:count]) for case in CASES for count in sorted({1, len(cores)})]
+    results = []
+    with progress() as bar:
+        task = bar.add_task("", total=len(races) * TURNS)
+        for case, pinned in races:
+            bar.update(task, description=f"{case.name}, threads: {len(pinned)}")
+            result = compare(case, pinned, advance=lambda: bar.advance(task))
+            bar.console.print(
+                f"{case.name} ({sizes(result['case'])}), threads: {len(pinned)}; ratio {result['ratio']:.2f}"
+            )
+            results.append(result)
+    print_table(results)
+    if json_file is not None:
+        write_results(json_file, results)
+
+
+@app.command()
 def parity(
     data: Annotated[Path, typer.Option(help="The text to learn, by custom tinyshakespeare.")],
     settings: Annotated[
@@ -27,20 +53,28 @@ def parity(
     json_file: JsonFile = None,
 ):
     """Train the shakespeare recipe here and in PyTorch, on the same batches from the same weights."""
-    try:
-        from bench.parity import parity as run_parity  # noqa: PLC0415  not everyone has PyTorch
-    except ImportError as error:
-        raise typer.BadParameter(
-            f"this needs a peer to compare with: pip install '.[oracle]' ({error})"
-        ) from None
-    report([run_parity(data, settings or ())], json_file)
+    need_torch()
+    from bench.parity import parity as run_parity  # noqa: PLC0415  not everyone has PyTorch
 
-
-def report(results, json_file):
-    """Print the results, and write them with the machine they were measured on."""
+    results = [run_parity(data, settings or ())]
     print(json.dumps(results, indent=2))
     if json_file is not None:
-        write_json(json_file, {"machine": machine(), "results": results})
+        write_results(json_file, results)
 
 
-app()
+def need_torch():
+    """Raise InputError where there is no PyTorch to compare with."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("this needs PyTorch to compare with: pip install '.[oracle]'")
+
+
+def main():
+    """Run the command; tell in one line what went wrong."""
+    try:
+        app()
+    except (ContenderError, InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,14 @@
 """What a measurement was made on."""
 
+import contextlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 
 from minitransformer.info import information
+
+PEERS = ("torch",)
 
 
 def machine():
@@ -12,10 +16,26 @@ def machine():
     facts = information()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(available_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         **{name: facts[name] for name in ("minitransformer", "python", "numpy", "scipy", "BLAS", "threads")},
+        **_versions_of_peers(),
     }
+
+
+def available_cores():
+    """Return the numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count()))
+
+
+def _versions_of_peers():
+    versions = {}
+    for peer in PEERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[peer] = importlib.metadata.version(peer)
+    return versions
 
 
 def _processor():

@@ -9,73 +9,92 @@ import time
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from bench import torch_gpt
-from minitransformer.batches import random_windows
-from minitransformer.corpus import text_corpus
+from minitransformer.errors import InputError
 from minitransformer.evaluation import whole_loss
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT
 from minitransformer.recipes import load_recipe
-from minitransformer.tokenizer import character_tokenizer, encode
-from minitransformer.training import training_steps
+from minitransformer.run import load_material
+from minitransformer.training import update
+from minitransformer.training.optimisers import optimiser_for
+
+RECIPE = "shakespeare"
+PEER_HAS = {"dropout": (0.0,), "positions": ("learned",), "activation": ("gelu_exact", "gelu_tanh")}
 
 
 def parity(data, assignments=()):
     """Return the result of training the ``shakespeare`` recipe on the text file ``data`` twice."""
     reuse_freed_memory()
-    recipe = load_recipe("shakespeare", assignments)
-    corpus = text_corpus(data)
-    tokenizer = character_tokenizer(corpus.train + corpus.validation)
-    tokens, validation = encode(tokenizer, corpus.train), encode(tokenizer, corpus.validation)
-    model = GPT(recipe.config(tokenizer.get_vocab_size())).build(seed=recipe.training.seed)
+    recipe = load_recipe(RECIPE, assignments)
+    args = recipe.training
+    material = load_material(recipe, [data])
+    model = GPT(recipe.config(material.tokenizer.get_vocab_size())).build(seed=args.seed)
+    _check_comparable(model.config, args)
     tensors = torch_gpt.tensors_like(model, torch.float32)
 
-    ours = _train_ours(model, tokens, recipe.training)
-    theirs = _train_theirs(tensors, model, tokens, recipe.training)
-    val_loss = {"ours": whole_loss(model, validation)}
+    optimiser, their_optimiser = optimiser_for(model, args), torch_gpt.adamw(tensors, args)
+    ours = _train(
+        "minitransformer",
+        lambda batch, rate: update(model, optimiser, [batch], rate, args.max_grad_norm).loss,
+        material.train,
+        args,
+    )
+    theirs = _train(
+        "pytorch",
+        lambda batch, rate: torch_gpt.update(
+            *(tensors, model.config, their_optimiser),
+            *(torch.from_numpy(batch[name]) for name in ("ids", "targets")),
+            *(rate, args.max_grad_norm),
+        ),
+        material.train,
+        args,
+    )
+    val_loss = {"ours": whole_loss(model, material.validation)}
     for path, parameter in model.parameters().items():
         parameter.value[...] = tensors[path].detach().numpy()
-    val_loss["pytorch"] = whole_loss(model, validation)
+    val_loss["pytorch"] = whole_loss(model, material.validation)
     differences = np.abs(np.array(ours["losses"]) - np.array(theirs["losses"]))
+    counts = sorted({min(count, len(differences)) for count in (10, 100, len(differences))})
     return {
         "benchmark": "parity",
         "case": {
             "recipe": recipe.name,
-            "max_steps": recipe.training.max_steps,
-            "sha256": corpus.source["sha256"],
+            "max_steps": len(differences),
+            "sha256": material.source["sha256"],
         },
         "peer": f"pytorch {torch.__version__}",
         "val_loss": val_loss,
         "last_100_train_loss": {"ours": _tail(ours), "pytorch": _tail(theirs)},
         "largest_loss_difference": {
-            f"first {count} steps": float(differences[:count].max()) for count in (10, 100, len(differences))
+            f"first {count} steps": float(differences[:count].max()) for count in counts
         },
         "seconds": {"ours": ours["seconds"], "pytorch": theirs["seconds"]},
     }
 
 
-def _train_ours(model, tokens, arguments):
-    start = time.perf_counter()
-    steps = track(training_steps(model, tokens, arguments), "minitransformer", arguments.max_steps)
-    losses = [step.loss for step in steps]
+def _train(name, update_by, dataset, args):
+    """Do all steps of a run with ``update_by(batch, learning_rate)``, which returns the loss."""
+    steps = args.steps_for(dataset)
+    losses, start = [], time.perf_counter()
+    for step in track(range(steps), name, console=Console(stderr=True)):
+        batch = dataset.collate(dataset.training_places(step, args.rows, args.seed))
+        losses.append(update_by(batch, args.learning_rate_at(step, steps)))
     return {"losses": losses, "seconds": time.perf_counter() - start}
 
 
-def _train_theirs(tensors, model, tokens, arguments):
-    """Repeat the batches of ``training_steps``: the same generator, asked the same."""
-    batches = random_windows(model, tokens, arguments.per_device_train_batch_size, arguments.seed)
-    optimiser = torch_gpt.adamw(tensors, arguments)
-    start = time.perf_counter()
-    losses = []
-    for step, batch in zip(track(range(arguments.max_steps), "pytorch"), batches, strict=False):
-        rate = arguments.learning_rate_at(step)
-        ids, targets = torch.from_numpy(batch["ids"]), torch.from_numpy(batch["targets"])
-        losses.append(
-            torch_gpt.update(tensors, model.config, optimiser, ids, targets, rate, arguments.max_grad_norm)
-        )
-    return {"losses": losses, "seconds": time.perf_counter() - start}
+def _check_comparable(config, args):
+    """Raise InputError for a setting that the peer does not have."""
+    for name, values in PEER_HAS.items():
+        if getattr(config, name) not in values:
+            raise InputError(
+                f"{name} is {getattr(config, name)!r}; parity compares {' and '.join(map(repr, values))}"
+            )
+    if args.optim != "adamw":
+        raise InputError(f"optim is {args.optim!r}; parity compares 'adamw'")
 
 
 def _tail(run):

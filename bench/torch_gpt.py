@@ -23,7 +23,7 @@ def logits(tensors, config, ids):
         bias = tensors.get(f"{path}.bias")
         return x @ tensors[f"{path}.weight"] if bias is None else x @ tensors[f"{path}.weight"] + bias
 
-    x = tensors["embedding.table"][ids] + tensors["positions.table"][: ids.shape[1]]
+    x = F.embedding(ids, tensors["embedding.table"]) + tensors["positions.table"][: ids.shape[1]]
     for index in range(config.layers):
         block = f"blocks.{index}"
         parts = affine(norm(x, f"{block}.norm1"), f"{block}.attention.query_key_value")
@@ -42,7 +42,7 @@ def mean_loss(tensors, config, ids, targets):
     return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
 
 
-def adamw(tensors, arguments):
+def adamw(tensors, arguments, fused=None):
     """Return PyTorch's AdamW, set as nanoGPT sets it: decay on what has two or more dimensions."""
     decayed = [tensor for tensor in tensors.values() if tensor.ndim >= 2]
     others = [tensor for tensor in tensors.values() if tensor.ndim < 2]
@@ -55,6 +55,7 @@ def adamw(tensors, arguments):
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,
+        fused=fused,
     )
 
 

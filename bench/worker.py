@@ -1,0 +1,48 @@
+"""A contender in a process of its own: ``python -m bench.worker ORDER``, started by ``bench.contenders``.
+
+ORDER is JSON: the ``cores`` to stay on, the ``factory`` ("module:function") and its ``settings``. The process
+takes its cores before it imports anything that starts threads, then calls the factory, which returns the
+function to be timed: ``step(number)``, with a number, or a list of them, that can be compared between
+contenders. Every line on standard input says how many steps to do; every answer on standard output is a
+line of JSON.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+
+
+def work(order, requests, answers):
+    """Do as ``order`` says; answer every line of ``requests`` by one in ``answers``, the first unasked."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, order["cores"])
+    module, function = order["factory"].split(":")
+    step = getattr(importlib.import_module(module), function)(**order["settings"])
+
+    def answer(**content):
+        print(json.dumps(content), file=answers, flush=True)
+        return time.process_time(), time.perf_counter()
+
+    number, (cpu, clock) = 0, answer()
+    for request in requests:
+        cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+        values, seconds = [], []
+        for _ in range(int(request)):
+            start = time.perf_counter()
+            values.append(step(number))
+            seconds.append(time.perf_counter() - start)
+            number += 1
+        cpu, clock = answer(values=values, seconds=seconds, cores_while_idle=cpu / clock)
+
+
+def main():
+    """Keep standard output for the answers alone: whatever else is printed goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    work(json.loads(sys.argv[1]), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
