@@ -100,7 +100,11 @@ def train(
         raise typer.Exit(SIGNALLED + stopped.signal) from None
     finally:
         display.end()
-    score = _score(model, material.tokenizer, material.validation_text or material.validation)
+    if material.validation_text is None:
+        score = _score_task(model, material.validation)
+    else:
+        tokens = material.validation.tokens
+        score = _score_text(model, material.tokenizer, tokens, material.validation_text)
     minutes = (time.perf_counter() - started) / 60
     memory = peak_memory()
     display.say(
@@ -161,8 +165,12 @@ def evaluate(folder: Folder, data: Data = None, device: Device = "cpu"):
     on, or on other text."""
     folder, model, tokenizer = _load(folder, device)
     source, part = judged(folder, data or ())
-    named = {"text": part} if isinstance(source, Text) else {}
-    print(json.dumps({**_score(model, tokenizer, source), **named}, indent=2))
+    if not isinstance(source, Text):
+        print(json.dumps(_score_task(model, source), indent=2))
+        return
+    with _progress("making tokens") as advance:
+        tokens = token_file(source, tokenizer, advance)
+    print(json.dumps({**_score_text(model, tokenizer, tokens, source), "text": part}, indent=2))
 
 
 @app.command()
@@ -298,19 +306,14 @@ def _generation_settings(folder):
     return settings
 
 
-def _score(model, tokenizer, source):
-    """Return how well ``model`` does on ``source``, a ``Text`` or the examples of a task."""
-    if not isinstance(source, Text):
-        with _progress("evaluating") as advance:
-            return evaluate_task(model, source, advance)
-    with _progress("making tokens") as advance:
-        tokens = token_file(source, tokenizer, advance)
-    if len(tokens) < 2:
-        raise InputError(
-            f"the text has {len(tokens)} tokens; expected at least 2, one to predict from another"
-        )
+def _score_task(model, examples):
     with _progress("evaluating") as advance:
-        return evaluate_text(model, tokenizer, tokens, source, advance)
+        return evaluate_task(model, examples, advance)
+
+
+def _score_text(model, tokenizer, tokens, text):
+    with _progress("evaluating") as advance:
+        return evaluate_text(model, tokenizer, tokens, text, advance)
 
 
 def _print_cost(cost, without_text):

@@ -144,8 +144,8 @@ def resumed_recipe(name, output_dir, assignments, data):
     if not path.exists():
         return load_recipe(name or "python", assignments), data
     recorded = read_json(path)
-    recipe = recipe_from(recorded.get("recipe") or {}, assignments)
-    earlier = recipe_from(recorded.get("recipe") or {})
+    table = recorded.get("recipe") or {}
+    recipe, earlier = recipe_from(table, assignments), recipe_from(table)
     if recipe.text != earlier.text:
         raise ChangedSettingError(
             f"the run in {output_dir} has the text settings {earlier.text}; they cannot change to "
@@ -190,9 +190,12 @@ def _task_material(recipe, data):
         raise InputError(
             f"context_length is {context_length}; the examples of {recipe.name!r} have {longest} tokens"
         )
-    source = {"corpus": recipe.corpus}
     return Material(
-        *(task.train, task.validation, task.tokenizer, source, task.prompt),
+        train=task.train,
+        validation=task.validation,
+        tokenizer=task.tokenizer,
+        source={"corpus": recipe.corpus},
+        prompt=task.prompt,
         answer_length=task.answer_length,
     )
 

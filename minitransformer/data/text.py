@@ -41,10 +41,6 @@ class Text:
                 break
         return "".join(parts)[:characters]
 
-    def sha256(self):
-        """Return the SHA-256 of the text as UTF-8."""
-        return sha256(self)
-
 
 def sha256(*texts):
     """Return the SHA-256 of ``texts``, one after the other, as UTF-8."""
