@@ -5,16 +5,21 @@
     models       GPT
     gradcheck    is a backward the derivative of its forward?
     trace        print every operation of a forward and its backward
+    reference    switch the fused kernels off
 
 The command line is ``minitransformer --help``.
 """
 
 import importlib
 
-__all__ = ["inference", "trace"]
+__all__ = ["inference", "reference", "trace"]
 __version__ = "0.1.0"
 
-_WHERE = {"inference": "minitransformer.dispatch", "trace": "minitransformer.tracing"}
+_WHERE = {
+    "inference": "minitransformer.dispatch",
+    "reference": "minitransformer.dispatch",
+    "trace": "minitransformer.tracing",
+}
 
 
 def __getattr__(name):

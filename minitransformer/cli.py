@@ -1,6 +1,7 @@
 """The command line: ``minitransformer train | generate | evaluate | …``; ``--help`` names every command."""
 
 import contextlib
+import enum
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from minitransformer.data.corpus import CORPUS, judged
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import TOKENIZER, encode, load_tokenizer, start_id
+from minitransformer.dispatch import reference
 from minitransformer.display import TerminalDisplay
 from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import evaluate_task, evaluate_text
@@ -49,6 +51,27 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+class Kernels(enum.StrEnum):
+    """What computes an operation that has a kernel."""
+
+    FUSED = "fused"
+    REFERENCE = "reference"
+
+
+def _choose_kernels(context: typer.Context, kernels: Kernels):
+    if kernels is Kernels.REFERENCE:
+        context.with_resource(reference())
+    return kernels
+
+
+ChosenKernels = Annotated[
+    Kernels,
+    typer.Option(
+        "--kernels", callback=_choose_kernels, help="reference: only the definitions, slower and readable."
+    ),
+]
 Output = Annotated[Path, typer.Option(help=f"The picture to write; one of .{', .'.join(FORMATS)}.")]
 Settings = Annotated[
     list[str] | None,
@@ -77,6 +100,7 @@ def train(
     ] = False,
     device: Device = "cpu",
     settings: Settings = None,
+    kernels: ChosenKernels = Kernels.FUSED,
 ):
     """Train a language model by a recipe."""
     runs = Path("runs") / (recipe or "python")
@@ -137,6 +161,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of mass p.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     device: Device = "cpu",
+    kernels: ChosenKernels = Kernels.FUSED,
 ):
     """Write text with a trained model, as it is drawn."""
     folder, model, tokenizer = _load(folder, device)
@@ -160,7 +185,9 @@ def generate(
 
 
 @app.command()
-def evaluate(folder: Folder, data: Data = None, device: Device = "cpu"):
+def evaluate(
+    folder: Folder, data: Data = None, device: Device = "cpu", kernels: ChosenKernels = Kernels.FUSED
+):
     """Print how well a trained model does, as a JSON object: on the validation part of what it was trained
     on, or on other text."""
     folder, model, tokenizer = _load(folder, device)
@@ -204,6 +231,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one and its cost.")] = None,
     data: Data = None,
     settings: Settings = None,
+    kernels: ChosenKernels = Kernels.FUSED,
 ):
     """List the recipes, or show one with what it would cost on this machine."""
     if name is None:
@@ -226,7 +254,7 @@ def recipes(
 def info():
     """Show versions, processors and what is accelerated."""
     for name, value in information().items():
-        print(f"{name:<17}{value}")
+        print(f"{name:<19}{value}")
 
 
 def main():

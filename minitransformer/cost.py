@@ -65,6 +65,8 @@ def estimate_cost(recipe, data=()):
     def write(count):
         list(generate(model, [0], count))
 
+    for work in (train, judge, write):
+        work(1)  # what is compiled, compiles now
     training = _measured(train, rows, CALIBRATION_SECONDS * 0.6)
     judging = _measured(judge, judged_together, CALIBRATION_SECONDS * 0.2)
     writing = _measured(write, sampled, CALIBRATION_SECONDS * 0.2)

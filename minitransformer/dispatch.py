@@ -1,17 +1,24 @@
 """The one door between the layers and the maths.
 
-Layers call the pairs named here. Each call runs the definition of ``minitransformer.functional``, tells
-whoever is watching (``watching``), and under ``inference`` lets go of what backward would have needed.
+Layers call the pairs named here. Each call runs a kernel where one accepts it, otherwise the definition of
+``minitransformer.functional``; it tells whoever is watching (``watching``), and under ``inference`` lets go
+of what backward would have needed. Whoever ran forward runs backward: the type of ``saved`` says who it was.
 """
 
+import collections
 import contextlib
 import contextvars
 import functools
 
-from minitransformer import functional
+from minitransformer import functional, kernels
 
 _watchers = contextvars.ContextVar("watchers", default=())
 _inference = contextvars.ContextVar("inference", default=False)
+_reference = contextvars.ContextVar("reference", default=False)
+_backwards = {}  # the type of a kernel's ``saved`` → its backward
+
+misses = collections.Counter()
+"""How often each operation that has kernels ran its definition because none accepted the call."""
 
 
 @contextlib.contextmanager
@@ -30,6 +37,16 @@ def is_inference():
 
 
 @contextlib.contextmanager
+def reference():
+    """Within this block kernels are off: every operation runs its definition."""
+    token = _reference.set(True)
+    try:
+        yield
+    finally:
+        _reference.reset(token)
+
+
+@contextlib.contextmanager
 def watching(watcher):
     """Within this block ``watcher`` sees every operation.
 
@@ -43,10 +60,25 @@ def watching(watcher):
         _watchers.reset(token)
 
 
+def _kernel(name, arrays, settings):
+    """Return the forward of a kernel that accepts the call, or None."""
+    registered = kernels.KERNELS.get(name, ())
+    if not registered or _reference.get():
+        return None
+    for kernel in registered:
+        if kernel.accepts(*arrays, **settings):
+            module = kernel.load()
+            _backwards[module.Saved] = getattr(module, f"{name}_backward")
+            return getattr(module, name)
+    misses[name] += 1
+    return None
+
+
 def _pair(forward, backward):
     @functools.wraps(forward)
     def dispatched_forward(*arrays, **settings):
-        y, saved = forward(*arrays, **settings)
+        kernel = _kernel(forward.__name__, arrays, settings)
+        y, saved = (kernel or forward)(*arrays, **settings)
         if _inference.get():
             saved = None
         for watcher in _watchers.get():
@@ -57,7 +89,7 @@ def _pair(forward, backward):
     def dispatched_backward(dy, saved, *, add_to=None):
         if saved is None:
             raise RuntimeError(f"{backward.__name__}: the forward ran under inference(), which saves nothing")
-        gradients = backward(dy, saved, add_to=add_to)
+        gradients = _backwards.get(type(saved), backward)(dy, saved, add_to=add_to)
         for watcher in _watchers.get():
             watcher.saw_backward(forward.__name__, dy, saved, gradients)
         return gradients

@@ -7,11 +7,13 @@ import platform
 import numpy as np
 
 import minitransformer
+from minitransformer import kernels
 from minitransformer.arrays import device_module
+from minitransformer.dispatch import misses
 from minitransformer.errors import DeviceError
 
-LIBRARIES = ("numpy", "scipy", "safetensors", "tokenizers")
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def information():
@@ -21,11 +23,33 @@ def information():
     return {
         "minitransformer": minitransformer.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        **{name: _version(name) for name in LIBRARIES},
         "BLAS": f"{blas['name']} {blas['version']}",
         "threads": ", ".join(limits) or f"{os.cpu_count()}, one for each processor",
         "GPU": _gpu(),
-        "accelerated": "nothing yet: every operation runs its definition in array code",
+        **_acceleration(),
+    }
+
+
+def _version(library):
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _acceleration():
+    if not kernels.cpu.has_numba():
+        return {"kernels": "none: Numba is missing or switched off, so every operation runs its definition"}
+    from minitransformer.kernels.cpu.report import report  # noqa: PLC0415  loads Numba
+
+    facts = report()
+    missed = ", ".join(f"{name} {count} times" for name, count in misses.items()) or "none"
+    return {
+        "kernels": f"{', '.join(kernels.KERNELS)}: float32 on the CPU, {facts.width} numbers at a time",
+        "kernel threads": facts.threads,
+        "kernel cache": facts.cache,
+        "calls that missed": missed,
     }
 
 

@@ -32,6 +32,7 @@ def cache_of_the_tests(tmp_path_factory):
     """Keep the tests, and the processes that they start, away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINITRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("NUMBA_CACHE_DIR", raising=False)
         yield
 
 

@@ -1,6 +1,7 @@
 """A training run that is killed again and again and resumed each time; run by ``test_resume`` as a process.
 
 Everything is imported once; every attempt is a fork of this process, killed by SIGKILL after a random time.
+Kernels are off: loading them takes longer than all that is to be killed.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tiny_runs import saved_steps, sequences, tiny_trainer, windows
 
+from minitransformer import reference
 from minitransformer.training import Callback
 
 KINDS = {
@@ -61,7 +63,8 @@ def start(kind, folder, **changes):
         try:
             warnings.simplefilter("error")
             trainer = trainer_of(kind, folder, [Began(writing)], **{"save_steps": 1} | changes)
-            trainer.train(resume_from_checkpoint=True)
+            with reference():
+                trainer.train(resume_from_checkpoint=True)
             code = 0
         except BaseException:
             traceback.print_exc()

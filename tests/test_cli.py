@@ -108,6 +108,22 @@ def test_text_of_any_script_on_a_terminal_of_another(folder):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_kernels_are_chosen(folder, tmp_path, kernels):
+    environment = {**os.environ, "MINITRANSFORMER_CACHE": str(tmp_path)}
+    done = minitransformer("evaluate", "model", "--kernels", kernels, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    fused = kernels == "fused"
+    assert ("compiling attention_forward" in done.stderr) == fused
+    assert bool(list(tmp_path.glob("kernels-*"))) == fused
+
+
+def test_no_such_kernels(folder):
+    done = minitransformer("evaluate", "model", "--kernels", "fast", cwd=folder)
+    assert done.returncode == 2
+    assert "'fused', 'reference'" in done.stderr
+
+
 def test_evaluate(folder):
     def score(*arguments):
         done = minitransformer("evaluate", "model", *arguments, cwd=folder)

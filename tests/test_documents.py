@@ -14,6 +14,7 @@ PACKAGE = ROOT / "minitransformer"
 FLOORS = [
     {"errors", "arrays", "memory", "files", "tensor_files"},
     {"functional"},
+    {"kernels"},
     {"dispatch"},
     {"parameters", "layers", "tracing"},
     {"models", "gradcheck"},
@@ -62,8 +63,9 @@ def test_the_links_of_the_documents_lead_somewhere():
 
 def test_imports_go_down():
     place = {name: height for height, names in enumerate(FLOORS) for name in names}
-    for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    kernels = [(path, "kernels") for path in (ROOT / "kernels").rglob("*.py")]
+    others = [(path, path.relative_to(PACKAGE).with_suffix("").parts[0]) for path in PACKAGE.rglob("*.py")]
+    for path, own in kernels + others:
         if own == "__init__":
             continue
         for imported in imported_modules(path):
@@ -76,6 +78,11 @@ def imported_modules(path):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minitransformer"):
             parts = node.module.split(".")
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+
+
+def test_kernels_are_named_by_dispatch_and_info_alone():
+    naming = {path.stem for path in PACKAGE.rglob("*.py") if "kernels" in imported_modules(path)}
+    assert naming == {"dispatch", "info"}
 
 
 def test_cupy_is_imported_in_one_place():

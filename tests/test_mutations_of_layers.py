@@ -41,10 +41,10 @@ COMPOSITIONS = [
         "in reversed(backwards)",
         "in reversed(backwards[:1] + backwards[2:])",
     ),
-    Composition("SelfAttention", "dq and dk swapped", "(dq, dk, dv), axis", "(dk, dq, dv), axis"),
-    Composition("SelfAttention, groups", "dk and dv swapped", "(dq, dk, dv), axis", "(dq, dv, dk), axis"),
+    Composition("SelfAttention", "dq and dk swapped", "side(dq, dk, dv)", "side(dk, dq, dv)"),
+    Composition("SelfAttention, groups", "dk and dv swapped", "side(dq, dk, dv)", "side(dq, dv, dk)"),
     Composition("CrossAttention", "memory forgotten", "packed_backward(dp", "0 * packed_backward(dp"),
-    Composition("CrossAttention", "dk and dv swapped", "(dk, dv), axis", "(dv, dk), axis"),
+    Composition("CrossAttention", "dk and dv swapped", "side(dk, dv)", "side(dv, dk)"),
     Composition("PreNormBlock", "second residual forgotten", "dx = dy + norm2", "dx = norm2"),
     Composition("PreNormBlock", "first residual forgotten", "return dx + norm1", "return norm1"),
     Composition(

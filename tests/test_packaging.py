@@ -27,7 +27,8 @@ def installed(tmp_path_factory):
     """A folder with the wheel unpacked, and the environment in which Python finds it there first."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files behind, which a later one would pack
-    shutil.copytree(ROOT / "minitransformer", source / "minitransformer")
+    for name in ("minitransformer", "kernels"):
+        shutil.copytree(ROOT / name, source / name)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
@@ -41,8 +42,10 @@ def installed(tmp_path_factory):
 
 def source_modules():
     """The modules of the checkout, by the names that setup.cfg gives to their folders."""
-    for path in (ROOT / "minitransformer").rglob("*.py"):
+    for path in [*(ROOT / "minitransformer").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] == "kernels":
+            parts = "minitransformer", *parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

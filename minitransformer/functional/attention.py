@@ -42,7 +42,7 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
 
     What is invisible has P = 0, so dS = 0 there: the mask needs no gradient of its own.
     """
-    _check("attention", q, k, v, mask, bias)
+    check_attention("attention", q, k, v, mask, bias)
     check_rate("attention", dropout)
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -88,7 +88,7 @@ def attention_weights(q, k, *, mask, bias=None, scale=None):
 
 @forward
 def _attention_weights(q, k, *, mask, bias, scale):
-    _check("attention_weights", q, k, k, mask, bias)
+    check_attention("attention_weights", q, k, k, mask, bias)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     probabilities = _probabilities(q, k, mask, bias, scale)
     return probabilities.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1]), None
@@ -166,7 +166,8 @@ def _bias_by_groups(bias, shape):
     return bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
 
 
-def _check(name, q, k, v, mask, bias):
+def check_attention(name, q, k, v, mask, bias):
+    """Raise ValueError unless the shapes of a call of the function ``name`` go together."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
             f"{name}: q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; "

@@ -1,7 +1,7 @@
 """Multi-head attention with its projections (Vaswani et al., arXiv 1706.03762, section 3.2.2)."""
 
 from minitransformer import dispatch
-from minitransformer.arrays import array_module
+from minitransformer.arrays import heads_side_by_side
 from minitransformer.errors import InputError
 from minitransformer.layers.basic import Linear
 from minitransformer.parameters import Layer
@@ -42,7 +42,7 @@ class SelfAttention(Layer):
         def backward(dy):
             dheads = output_backward(dy).reshape(q_shape)
             dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
-            dpacked = array_module(dy).concatenate((dq, dk, dv), axis=2)
+            dpacked = heads_side_by_side(dq, dk, dv)
             return packed_backward(dpacked.reshape(packed_shape))
 
         return y, backward
@@ -84,7 +84,7 @@ class CrossAttention(Layer):
         def backward(dy):
             dheads = output_backward(dy).reshape(q_shape)
             dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
-            dpacked = array_module(dy).concatenate((dk, dv), axis=2)
+            dpacked = heads_side_by_side(dk, dv)
             return query_backward(dq.reshape(x_shape)), packed_backward(dpacked.reshape(packed_shape))
 
         return y, backward

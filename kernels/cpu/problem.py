@@ -1,0 +1,84 @@
+"""A call of attention as kernels see it: one record of addresses, strides and numbers."""
+
+import struct
+
+import numpy as np
+from numba.extending import register_jitable
+
+from minitransformer.kernels.cpu.compiling import inlined
+from minitransformer.kernels.cpu.emitting import WIDTH
+from minitransformer.kernels.cpu.products import ROWS
+from minitransformer.kernels.cpu.threads import WORK
+from minitransformer.kernels.cpu.vectors import add_atomically, load_integer
+
+STRIDED = np.dtype([(name, np.int64) for name in ("address", "batch", "time", "head")])
+"""An array (B, T, H, K): its address, and its strides in bytes. K is contiguous."""
+
+PROBLEM = np.dtype(
+    [
+        *[(name, STRIDED) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")],
+        ("bias", STRIDED),  # (B, Tq, H, Tk) by its strides; address 0 if there is none
+        *[(name, np.int64) for name in ("batch", "queries", "keys", "heads", "groups", "width")],
+        *[(name, np.int64) for name in ("kv_len", "prefix_len", "offset")],  # addresses of int64 (B,)
+        ("scale", np.float64),
+        ("keep_scale", np.float64),  # 1 / (1 − rate)
+        ("threshold", np.int64),  # dropout keeps where the random word is at least this; 0 is no dropout
+        *[(name, np.int64) for name in ("key0", "key1", "stream")],
+        *[(name, np.int64) for name in ("largest", "peak")],  # addresses of float32 (B, H, room)
+        ("room", np.int64),  # for queries in those: their number, rounded up to whole groups of backward's
+        ("tile", np.int64),  # queries
+        ("splits", np.int64),  # of each task
+        ("split_bytes", np.int64),  # between copies of dk and dv
+        ("work", WORK),
+    ]
+)
+"""All that a pass must know; Numba reads it where it lies."""
+
+_FORMAT = "45q2d13q"
+
+
+def record_of(*numbers):
+    """Return a ``PROBLEM`` of all its numbers, in order: much faster than NumPy sets as many fields."""
+    return np.frombuffer(bytearray(struct.pack(_FORMAT, *numbers)), PROBLEM)
+
+
+@inlined
+def row_of(array, b, i, h):
+    """Return the address of row (b, i, h) of an array."""
+    return array.address + b * array.batch + i * array.time + h * array.head
+
+
+@register_jitable
+def rounded_up(number, unit):
+    """Return the first multiple of ``unit`` that is not below ``number``."""
+    return (number + unit - 1) // unit * unit
+
+
+@register_jitable
+def padded(width):
+    """Return how many floats a row takes where rows are computed with: whole vectors, and whole ROWS."""
+    return rounded_up(width, max(WIDTH, ROWS))
+
+
+@inlined
+def seen_by(problem, b, i):
+    """Return n such that query i of row b sees the keys 0 … n − 1.
+
+    The mask's j < kv_len and (j < prefix_len or j ≤ i + offset) always comes to one j < n.
+    """
+    kv_len = load_integer(problem.kv_len + 8 * b)
+    prefix_len = load_integer(problem.prefix_len + 8 * b)
+    offset = load_integer(problem.offset + 8 * b)
+    return max(0, min(problem.keys, kv_len, max(prefix_len, i + offset + 1)))
+
+
+@inlined
+def next_task(problem):
+    """Return the number of a task that no other worker has."""
+    return add_atomically(problem.work.counter, 1)
+
+
+@inlined
+def scratch_of(problem, worker):
+    """Return the address of a worker's scratch memory, at the start of a cache line."""
+    return rounded_up(problem.work.scratch + worker * problem.work.scratch_bytes, 64)

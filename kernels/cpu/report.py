@@ -1,0 +1,34 @@
+"""What the kernels on this processor run with, for people to read."""
+
+from typing import NamedTuple
+
+import numba
+
+from minitransformer.kernels.cpu.compiling import cache_folder, is_writable
+from minitransformer.kernels.cpu.threads import threading_layer
+from minitransformer.kernels.cpu.vectors import WIDTH
+
+
+class Report(NamedTuple):
+    """``width`` is the number of float32 in a vector; the rest are sentences."""
+
+    width: int
+    threads: str
+    cache: str
+
+
+def report():
+    """Return the ``Report`` of this process; nothing is compiled for it."""
+    layer = threading_layer()
+    threads = f"{numba.config.NUMBA_NUM_THREADS}, by {layer}" if layer else "1: Numba has no threads here"
+    return Report(WIDTH, threads, _cache())
+
+
+def _cache():
+    folder = cache_folder()
+    if not is_writable(folder):
+        return f"{folder} cannot be written to: kernels are compiled anew in every process"
+    compiled = sorted({path.name.split("-")[0].split(".")[-1] for path in folder.rglob("*.nbi")})
+    if compiled:
+        return f"{folder}, with {', '.join(compiled).replace('_launch', 'the launch of threads')}"
+    return f"{folder}, still empty: kernels are compiled when they are first called"

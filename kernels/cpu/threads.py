@@ -1,0 +1,104 @@
+"""The one pool of threads that runs kernels: OpenMP's, by way of Numba.
+
+Its threads sleep when they have nothing to do. If they spun, as OpenMP's do unless told otherwise, they would
+take the cores away from the threads of NumPy's BLAS, which run in between.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import threading
+import warnings
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+
+from minitransformer.kernels.cpu.compiling import OPTIONS, compiling
+
+WORK = np.dtype([(name, np.int64) for name in ("counter", "scratch", "scratch_bytes")])
+"""What workers share: the address of a counter of tasks, and memory for each worker to write its notes in."""
+
+_starting = threading.Lock()
+_lock = threading.Lock()  # one call at a time: every core has work, and some pools allow no other
+
+
+def thread_count():
+    """Return the number of threads that kernels may use: ``numba.set_num_threads`` sets it."""
+    return numba.get_num_threads() if threading_layer() else 1
+
+
+def run(kernel, record, scratch_floats, workers):
+    """Run ``kernel`` on a ``record`` with so many workers; each has ``scratch_floats`` floats of its own."""
+    address, launch = kernel.address(), _launcher()
+    scratch = np.empty((workers, scratch_floats + 32), np.float32)  # and room to start at a cache line
+    counter = np.zeros(1, np.int64)
+    record["work"] = counter.ctypes.data, scratch.ctypes.data, scratch.strides[0]
+    with _lock:
+        launch(address, record.ctypes.data, workers)
+
+
+def threading_layer():
+    """Start Numba's threads; return what they are made of ("omp", "tbb" or "workqueue"), None without any."""
+    with _starting:
+        return _started_layer()
+
+
+@functools.cache
+def _started_layer():
+    _load_pool()
+    try:
+        numba.get_num_threads()  # starts them
+    except ValueError as error:
+        warnings.warn(
+            f"Numba finds no threads ({' '.join(str(error).split())}), so kernels run on one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return numba.threading_layer()
+
+
+@functools.cache
+def _launcher():
+    if threading_layer() is None:
+        return numba.njit("void(int64, int64, int64)", **OPTIONS)(_launch)
+    with compiling("the launch of threads", 2) as keep:
+        return numba.njit("void(int64, int64, int64)", parallel=True, cache=keep, **OPTIONS)(_launch)
+
+
+def _launch(function, record, workers):
+    if workers == 1:
+        call_function(function, record, 0)
+    else:
+        for worker in prange(workers):
+            call_function(function, record, worker)
+
+
+@intrinsic
+def call_function(typingctx, function, record, worker):
+    """Call the machine code at the address ``function``."""
+    integer = ir.IntType(64)
+    pointer = ir.FunctionType(integer, [integer, integer]).as_pointer()
+
+    def emit(context, builder, sig, args):
+        return builder.call(builder.inttoptr(args[0], pointer), args[1:])
+
+    return types.int64(types.int64, types.int64, types.int64), emit
+
+
+def _load_pool():
+    """Load OpenMP where there is one, telling it to let idle threads sleep; it reads that only now."""
+    if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = policy or "passive"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("numba.np.ufunc.omppool")
+    finally:
+        if policy is None:
+            del os.environ["OMP_WAIT_POLICY"]

@@ -1,0 +1,311 @@
+"""A vocabulary of vectors for Numba: what the processor does to W numbers at once, under plain names.
+
+Numba leaves vectors to LLVM's optimiser, which reaches about half of what they can do. Here they are values
+of their own: ``Floats`` are W float32 in one register, ``Words`` W uint32, ``Flags`` W booleans, and W
+follows the processor (16 with AVX-512, 8 with AVX2, 4 elsewhere). Inside a compiled function
+
+    x = load(address)
+    store(address, where(x <= splat(0.0), splat(0.0), x))
+
+are three instructions. Memory is named by addresses, integers counted in bytes: NumPy's strides as they are.
+
+Every name is an intrinsic of this module taking no Python state, because Numba's cache never finds again what
+closes over something.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from minitransformer.kernels.cpu.emitting import (
+    BYTES,  # noqa: F401  of a vector: a word of the vocabulary too
+    CONTRACT,
+    FLOAT,
+    WIDTH,
+    WORD,
+    broadcast,
+    call,
+    first_lanes,
+    load_at,
+    masked_load,
+    masked_store,
+    multiply_add,
+    pointer,
+    store_at,
+)
+
+
+class _Vector(types.Type):
+    def __init__(self, name, element):
+        super().__init__(f"{name}x{WIDTH}")
+        self.element = element
+
+
+FLOATS = _Vector("Floats", FLOAT)
+WORDS = _Vector("Words", WORD)
+FLAGS = _Vector("Flags", ir.IntType(1))
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, ir.VectorType(vector.element, WIDTH))
+
+
+# --- operators
+
+_OPERATORS = {
+    (operator.add, FLOATS): lambda builder, a, b: builder.fadd(a, b, flags=CONTRACT),
+    (operator.sub, FLOATS): lambda builder, a, b: builder.fsub(a, b, flags=CONTRACT),
+    (operator.mul, FLOATS): lambda builder, a, b: builder.fmul(a, b, flags=CONTRACT),
+    (operator.truediv, FLOATS): lambda builder, a, b: builder.fdiv(a, b),
+    (operator.add, WORDS): lambda builder, a, b: builder.add(a, b),
+    (operator.xor, WORDS): lambda builder, a, b: builder.xor(a, b),
+}
+_COMPARISONS = {
+    (operator.le, FLOATS): lambda builder, a, b: builder.fcmp_ordered("<=", a, b),
+    (operator.gt, WORDS): lambda builder, a, b: builder.icmp_unsigned(">", a, b),
+    (operator.ge, WORDS): lambda builder, a, b: builder.icmp_unsigned(">=", a, b),
+}
+
+
+def _define(function, vector, result, emit):
+    @infer_global(function)
+    class _Typing(AbstractTemplate):
+        def generic(self, args, kws):
+            return signature(result, vector, vector) if args == (vector, vector) else None
+
+    @lower_builtin(function, vector, vector)
+    def _lower(context, builder, sig, args):
+        return emit(builder, *args)
+
+
+for (_function, _vector), _emit in _OPERATORS.items():
+    _define(_function, _vector, _vector, _emit)
+for (_function, _vector), _emit in _COMPARISONS.items():
+    _define(_function, _vector, FLAGS, _emit)
+
+
+# --- names
+
+
+@intrinsic
+def load(typingctx, address):
+    """Return the W floats at ``address``."""
+    return FLOATS(address), lambda context, builder, sig, args: load_at(builder, args[0])
+
+
+@intrinsic
+def store(typingctx, address, floats):
+    """Write W ``floats`` to ``address``."""
+
+    def emit(context, builder, sig, args):
+        store_at(builder, args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.void(address, FLOATS), emit
+
+
+@intrinsic
+def load_first(typingctx, address, count):
+    """Return W floats: the first ``count`` at ``address``, then zeros."""
+
+    def emit(context, builder, sig, args):
+        return masked_load(builder, args[0], first_lanes(builder, args[1]))
+
+    return FLOATS(types.int64, types.int64), emit
+
+
+@intrinsic
+def store_first(typingctx, address, floats, count):
+    """Write the first ``count`` ≤ W of ``floats`` to ``address``."""
+
+    def emit(context, builder, sig, args):
+        masked_store(builder, args[1], args[0], first_lanes(builder, args[2]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, FLOATS, types.int64), emit
+
+
+@intrinsic
+def load_integer(typingctx, address):
+    """Return the int64 at ``address``."""
+    kind = ir.IntType(64)
+    return types.int64(address), lambda context, builder, sig, args: load_at(builder, args[0], kind)
+
+
+@intrinsic
+def load_one(typingctx, address):
+    """Return the float at ``address``."""
+    return types.float32(address), lambda context, builder, sig, args: load_at(builder, args[0], FLOAT)
+
+
+@intrinsic
+def store_one(typingctx, address, value):
+    """Write one float to ``address``."""
+
+    def emit(context, builder, sig, args):
+        store_at(builder, context.cast(builder, args[1], sig.args[1], types.float32), args[0])
+        return context.get_dummy_value()
+
+    return types.void(address, value), emit
+
+
+@intrinsic
+def splat(typingctx, value):
+    """Return ``value`` in every lane, as floats."""
+
+    def emit(context, builder, sig, args):
+        return broadcast(builder, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    return FLOATS(value), emit
+
+
+@intrinsic
+def words(typingctx, value):
+    """Return the low 32 bits of an integer in every lane."""
+
+    def emit(context, builder, sig, args):
+        return broadcast(builder, context.cast(builder, args[0], sig.args[0], types.uint32))
+
+    return WORDS(value), emit
+
+
+@intrinsic
+def lane_numbers(typingctx):
+    """Return the words 0, 1, … W − 1."""
+    numbers = ir.Constant(ir.VectorType(WORD, WIDTH), list(range(WIDTH)))
+    return WORDS(), lambda context, builder, sig, args: numbers
+
+
+@intrinsic
+def load_words(typingctx, address):
+    """Return the W words at ``address``."""
+    kind = ir.VectorType(WORD, WIDTH)
+    return WORDS(address), lambda context, builder, sig, args: load_at(builder, args[0], kind)
+
+
+@intrinsic
+def where(typingctx, flags, yes, no):
+    """Return ``yes`` in the lanes whose flag is set and ``no`` in the others."""
+    return yes(FLAGS, yes, no), lambda context, builder, sig, args: builder.select(*args)
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """Return the larger of each two lanes."""
+
+    def emit(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return FLOATS(a, b), emit
+
+
+@intrinsic
+def fused(typingctx, a, b, c):
+    """Return a·b + c."""
+    return FLOATS(a, b, c), lambda context, builder, sig, args: multiply_add(builder, *args)
+
+
+# 2^f on [−1/2, 1/2], relative error 2e-9; the constant term is 1, so that exp2(0) is exactly 1
+_EXP2 = 0.000153533617, 0.00133988749, 0.00961843736, 0.0555033247, 0.240226479, 0.693147203, 1.0
+
+
+@intrinsic
+def exp2(typingctx, x):
+    """Return 2^x for x ≤ 127, correct to 2 units in the last place; exactly 0 below −126.5."""
+
+    def emit(context, builder, sig, args):
+        def constant(value):
+            return broadcast(builder, ir.Constant(FLOAT, value))
+
+        low = constant(-127.0)
+        x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])  # what is NaN stays NaN
+        whole = call(builder, f"llvm.rint.v{WIDTH}f32", x.type, [x])
+        part = builder.fsub(x, whole)
+        power = constant(_EXP2[0])
+        for coefficient in _EXP2[1:]:
+            power = multiply_add(builder, power, part, constant(coefficient))
+        exponent = builder.fptosi(whole, ir.VectorType(WORD, WIDTH))
+        exponent = builder.add(exponent, broadcast(builder, ir.Constant(WORD, 127)))
+        exponent = builder.shl(exponent, broadcast(builder, ir.Constant(WORD, 23)))
+        return builder.fmul(power, builder.bitcast(exponent, x.type))
+
+    return FLOATS(x), emit
+
+
+@intrinsic
+def multiply_wide(typingctx, a, b):
+    """Return the high and the low words of the 64-bit products of each two lanes.
+
+    The products of even and of odd lanes are made apart, as processors do it.
+    """
+
+    def emit(context, builder, sig, args):
+        half, whole = ir.VectorType(ir.IntType(64), WIDTH // 2), ir.VectorType(WORD, WIDTH)
+
+        def constant(value):
+            return ir.Constant(half, [value] * (WIDTH // 2))
+
+        even, odd = ([], [])
+        for vector in args:
+            pairs = builder.bitcast(vector, half)
+            even.append(builder.and_(pairs, constant(0xFFFFFFFF)))
+            odd.append(builder.lshr(pairs, constant(32)))
+        even = builder.bitcast(builder.mul(*even), whole)
+        odd = builder.bitcast(builder.mul(*odd), whole)
+        pairs = range(0, WIDTH, 2)
+        high = ir.Constant(whole, [lane for p in pairs for lane in (p + 1, WIDTH + p + 1)])
+        low = ir.Constant(whole, [lane for p in pairs for lane in (p, WIDTH + p)])
+        halves = [builder.shuffle_vector(even, odd, order) for order in (high, low)]
+        return context.make_tuple(builder, sig.return_type, halves)
+
+    return types.UniTuple(WORDS, 2)(a, b), emit
+
+
+@intrinsic
+def add_atomically(typingctx, address, amount):
+    """Add to the int64 at ``address``, which other threads may be adding to; return what it was."""
+
+    def emit(context, builder, sig, args):
+        return builder.atomic_rmw("add", pointer(builder, args[0], ir.IntType(64)), args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def store_word(typingctx, address, value):
+    """Write the low 32 bits of an integer."""
+
+    def emit(context, builder, sig, args):
+        store_at(builder, builder.trunc(args[1], WORD), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def sum_of(typingctx, floats):
+    """Return the sum of all lanes, added in pairs, pairs of pairs and so on."""
+
+    def emit(context, builder, sig, args):
+        kind = ir.FunctionType(FLOAT, [FLOAT, args[0].type])
+        name = f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [ir.Constant(FLOAT, -0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(floats), emit
+
+
+@intrinsic
+def largest_of(typingctx, floats):
+    """Return the largest lane."""
+
+    def emit(context, builder, sig, args):
+        return call(builder, f"llvm.vector.reduce.fmax.v{WIDTH}f32", FLOAT, args)
+
+    return types.float32(floats), emit

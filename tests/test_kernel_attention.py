@@ -1,0 +1,356 @@
+"""Fused attention on the CPU against its definition, both against the definition in float64."""
+
+import threading
+import tracemalloc
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_attention import masks
+
+from minitransformer import dispatch, functional, reference
+from minitransformer.arrays import heads_side_by_side
+from minitransformer.functional import Key, Mask, causal_mask, full_mask
+from minitransformer.functional.attention import AttentionSaved
+from minitransformer.kernels.cpu import attention as fused
+
+FLOOR = 8 * 2.0**-24  # at half of it, one problem in a thousand fails by chance
+KEY = Key(0x0123456789ABCDEF, 77)
+WIDTHS = [16, 32, 40, 64, 80, 128, 20, 5, 1]
+
+
+def draw(seed, batch, queries, keys, heads, groups, width):
+    """Return q, k, v and dy."""
+    random = np.random.default_rng(seed)
+    q, dy = random.standard_normal((2, batch, queries, heads, width), np.float32)
+    k, v = random.standard_normal((2, batch, keys, groups, width), np.float32)
+    return q, k, v, dy
+
+
+def value_and_gradients(pair, q, k, v, dy, **arguments):
+    """Return y, dq, dk, dv of a forward and its backward."""
+    forward, backward = pair
+    y, saved = forward(q, k, v, **arguments)
+    return y, *backward(dy, saved)
+
+
+DEFINITION = functional.attention, functional.attention_backward
+FUSED = fused.attention, fused.attention_backward
+
+
+def check(q, k, v, dy, pair=FUSED, **arguments):
+    """Fail if ``pair`` errs twice as much as the definition does in float32, or three times for gradients.
+
+    Beside that it may err as its formula rounds, where few keys are seen and the definition happens to be
+    exact: by the size of the result, and y by that of v, dv by that of dy, dq and dk by that of
+    dP − D = dy·v − dy·y, all times dropout's factor. A key that all look at sums dv from all the queries, one
+    after the other, which errs by the root of their number.
+    """
+    exact = value_and_gradients(DEFINITION, *(x.astype(np.float64) for x in (q, k, v, dy)), **arguments)
+    plain = value_and_gradients(DEFINITION, q, k, v, dy, **arguments)
+    ours = value_and_gradients(pair, q, k, v, dy, **arguments)
+    q_size, k_size, v_size, dy_size = (np.abs(x).max(initial=0) for x in (q, k, v, dy))
+    slope = np.sqrt(q.shape[3]) * dy_size * v_size * arguments.get("scale", 1 / np.sqrt(q.shape[3]))
+    factor = 1 / (1 - arguments.get("dropout", 0))
+    together = np.sqrt(q.shape[1] * q.shape[2] / k.shape[2])
+    sizes = (factor * size for size in (v_size, slope * k_size, slope * q_size, together * dy_size))
+    for name, times, best, theirs, mine, size in zip(
+        ("y", "dq", "dk", "dv"), (2, 3, 3, 3), exact, plain, ours, sizes, strict=True
+    ):
+        assert mine.dtype == np.float32 and mine.shape == best.shape
+        error, allowed = (np.abs(x - best).max(initial=0) for x in (mine, theirs))
+        floor = FLOOR * max(size, np.abs(best).max(initial=0))
+        assert error <= times * allowed + floor, f"{name}: {error:.2e}, definition {allowed:.2e}"
+    return ours
+
+
+@st.composite
+def problems(draw_from):
+    """Attention of all kinds: lengths around the sizes of tiles, any mask, packed or transposed arrays."""
+    length = st.one_of(st.integers(0, 9), st.sampled_from([31, 32, 33, 63, 64, 65, 100, 128, 150]))
+    batch, groups, per_group = (draw_from(st.integers(0, n)) for n in (3, 2, 3))
+    groups, per_group = groups + 1, max(1, per_group)
+    queries, keys = draw_from(length), draw_from(length)
+    width = draw_from(st.sampled_from(WIDTHS))
+    shape = batch, queries, keys, groups * per_group, groups, width
+    arguments = {"mask": draw_from(masks(batch, queries, keys))}
+    if draw_from(st.booleans()):
+        arguments |= {"dropout": draw_from(st.sampled_from([0.1, 0.5])), "key": KEY}
+    if draw_from(st.booleans()):
+        kept = [draw_from(st.booleans()) for _ in range(4)]
+        whole = batch, groups * per_group, queries, keys
+        bias_shape = [n if keep else 1 for n, keep in zip(whole, kept, strict=True)]
+        dtype = draw_from(st.sampled_from(["float32", "float64", "float16"]))
+        arguments["bias"] = bias_shape[draw_from(st.integers(0, 3)) :], dtype
+    layout = draw_from(st.sampled_from(["plain", "packed", "transposed", "reversed", "wide"]))
+    return draw_from(st.integers(0, 2**32)), shape, layout, arguments
+
+
+def some_bias(shape, dtype):
+    """Return a bias with invisible entries."""
+    random = np.random.default_rng(len(shape))
+    bias = random.standard_normal(shape).astype(dtype)
+    invisible = -np.inf if bias.dtype == np.float16 else -1e31
+    return np.where(random.random(shape) < 0.2, bias.dtype.type(invisible), bias)
+
+
+def laid_out(x, layout):
+    """Return ``x`` with the same numbers, laid out differently in memory."""
+    if layout == "packed":  # as a projection leaves it, between other heads
+        return np.concatenate((x * 0 + 3, x, x * 0 - 3), axis=2)[:, :, x.shape[2] : 2 * x.shape[2]]
+    if layout == "transposed":
+        return np.ascontiguousarray(x.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
+    if layout == "reversed":
+        return np.ascontiguousarray(x[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    if layout == "wide":  # every second of wider rows
+        return x.repeat(2, axis=1)[:, ::2]
+    return x
+
+
+@settings(max_examples=400)
+@given(problems())
+def test_it_is_the_definition(problem):
+    seed, shape, layout, arguments = problem
+    q, k, v, dy = (laid_out(x, layout) for x in draw(seed, *shape))
+    if "bias" in arguments:
+        arguments = {**arguments, "bias": some_bias(*arguments["bias"])}
+    before = [x.copy() for x in (q, k, v, dy)]
+    check(q, k, v, dy, **arguments)
+    for x, copy in zip((q, k, v, dy), before, strict=True):
+        np.testing.assert_array_equal(x, copy)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("mask", [full_mask(257), causal_mask(257), Mask(200, 70, 3)], ids=str)
+def test_several_blocks_and_workers(mask, width, monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    check(*draw(0, 1, 257, 257, 3, 1, width), mask=mask)
+
+
+def test_queries_of_one_tile_that_see_almost_as_many_keys():
+    check(*draw(0, 2, 128, 31, 2, 2, 16), mask=Mask(20, 19, -45))  # the first 64 see 19, the others 20
+
+
+@pytest.mark.parametrize("factor", [60.0, -60.0])
+def test_logits_of_ten_thousand(factor):
+    q, k, v, dy = draw(1, 1, 70, 90, 2, 2, 64)
+    q *= factor
+    k *= np.abs(factor)
+    assert np.abs(np.einsum("bihk,bjhk->bhij", q, k) / 8).max() > 1e4
+    check(q, k, v, dy, mask=full_mask(90))
+
+
+def test_logits_of_ten_thousand_under_dropout():
+    # dropout's factor rounds y, from which D comes; where one key takes all, dP − D is then no exact zero
+    q, k, v, dy = draw(1, 1, 70, 90, 2, 2, 64)
+    arguments = {"mask": full_mask(90), "dropout": 0.3, "key": KEY}
+    exact = value_and_gradients(DEFINITION, *(x.astype(float) for x in (60 * q, 60 * k, v, dy)), **arguments)
+    ours = value_and_gradients(FUSED, 60 * q, 60 * k, v, dy, **arguments)
+    for best, mine in zip(exact, ours, strict=True):
+        assert np.abs(mine - best).max() < 1e-6 * 60 * np.abs(k).max()
+
+
+def test_rows_that_see_nothing_are_zero():
+    q, k, v, dy = draw(2, 2, 40, 70, 2, 1, 16)
+    k[1], v[1] = np.nan, np.nan  # beyond what may be read of row 1
+    y, dq, dk, dv = value_and_gradients(FUSED, q, k, v, dy, mask=Mask(np.array([70, 0]), 0, -9))
+    assert not y[0, :9].any() and y[0, 9:].all()
+    assert not dq[0, :9].any() and not any(x[1].any() for x in (y, dq, dk, dv))
+    assert not dk[0, 31:].any() and not dv[0, 31:].any()
+
+
+@pytest.mark.parametrize("queries", [70, 1])
+@pytest.mark.parametrize("key", [0, 40, 63, 64, 89])
+def test_nan_reaches_whoever_sees_it(queries, key):
+    q, k, v, dy = draw(1, 1, queries, 90, 2, 2, 64)
+    k[0, key, 0, 3] = np.nan
+    mask = Mask(90, 0, 50) if queries > 1 else full_mask(90)
+    expected = value_and_gradients(DEFINITION, q, k, v, dy, mask=mask)
+    found = value_and_gradients(FUSED, q, k, v, dy, mask=mask)
+    for best, ours in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(np.isnan(ours).any(axis=(1, 3)), np.isnan(best).any(axis=(1, 3)))
+    np.testing.assert_array_equal(np.isnan(found[0]), np.isnan(expected[0]))
+
+
+def test_a_bias_that_hides_everything():
+    q, k, v, dy = draw(3, 1, 40, 70, 2, 2, 16)
+    bias = np.zeros((40, 70))
+    bias[5] = -1e30
+    y, dq, dk, dv = check(q, k, v, dy, mask=full_mask(70), bias=bias)
+    assert not y[:, 5].any() and not dq[:, 5].any() and np.isfinite(dk).all() and np.isfinite(dv).all()
+
+
+@pytest.mark.parametrize("key", [KEY, Key(2**64 - 1, 2**32 - 1), Key(0)], ids=str)
+def test_dropout_drops_what_the_definition_drops(key):
+    batch, heads, queries, keys = 2, 3, 37, 70
+    q = np.zeros((batch, queries, heads, keys), np.float32)
+    v = np.broadcast_to(np.eye(keys, dtype=np.float32)[None, :, None], (batch, keys, heads, keys))
+    y, _ = fused.attention(q, np.zeros_like(v), v, mask=full_mask(keys), dropout=0.4, key=key)
+    kept = functional.keep_mask(np, key, (batch, heads, queries, keys), 0.4)
+    np.testing.assert_array_equal(y.transpose(0, 2, 1, 3) != 0, kept)
+
+
+def test_gradients_of_a_packed_projection_are_packed():
+    q, k, v, dy = draw(4, 2, 9, 9, 4, 4, 16)
+    packed = np.concatenate((q, k[:, :, :2], v[:, :, :2]), axis=2)
+    parts = packed[:, :, :4], packed[:, :, 4:6], packed[:, :, 6:]
+    _, dq, dk, dv = check(*parts, dy, mask=causal_mask(9))
+    assert dq.base is not None and dq.base is dk.base is dv.base
+    assert dq.base.shape == packed.shape
+    assert heads_side_by_side(dq, dk, dv) is dq.base
+
+
+def test_parts_that_do_not_lie_side_by_side_are_copied():
+    whole = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).copy()
+    a, b = whole[:, :, :1], whole[:, :, 1:]
+    assert heads_side_by_side(a, b) is whole
+    for parts in ((b, a), (a, a), (b,), (a, b[:, ::-1]), (a, b.copy()), (whole, a), (a[:, :1], b[:, :1])):
+        joined = heads_side_by_side(*parts)
+        assert joined is not whole
+        np.testing.assert_array_equal(joined, np.concatenate(parts, axis=2))
+
+
+def test_gradients_are_added_where_asked():
+    q, k, v, dy = draw(5, 1, 9, 9, 2, 2, 16)
+    _, saved = fused.attention(q, k, v, mask=causal_mask(9))
+    plain = fused.attention_backward(dy, saved)
+    owners = tuple(np.ones_like(x) for x in (q, k, v))
+    for owner, added, gradient in zip(
+        owners, fused.attention_backward(dy, saved, add_to=owners), plain, strict=True
+    ):
+        assert added is owner
+        np.testing.assert_array_equal(added, gradient + 1)
+
+
+def test_read_only_arrays_are_fine():
+    arrays = draw(6, 1, 9, 9, 2, 2, 16)
+    for array in arrays:
+        array.flags.writeable = False
+    check(*arrays, mask=causal_mask(9))
+
+
+def test_float64_is_refused():
+    q, k, v, _ = (x.astype(np.float64) for x in draw(7, 1, 2, 2, 1, 1, 16))
+    with pytest.raises(TypeError, match="float64"):
+        fused.attention(q, k, v, mask=full_mask(2))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("keys", [1, 3, 64, 100, 257])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_single_query(keys, width, biased, monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    bias = np.where(np.arange(keys) % 3, 0.5, -1e31) if biased else None
+    for mask in (full_mask(keys), Mask(np.array([keys, 0]), 0, keys - 2)):
+        check(*draw(keys, 2, 1, keys, 4, 2, width), mask=mask, bias=bias)
+
+
+# --- threads and memory
+
+
+def with_threads(count, *arrays, **arguments):
+    before = numba.get_num_threads()
+    numba.set_num_threads(count)
+    try:
+        return value_and_gradients(FUSED, *arrays, **arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_same_threads_same_bits(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    arrays, arguments = draw(8, 1, 300, 300, 3, 3, 32), {"mask": causal_mask(300), "dropout": 0.1, "key": KEY}
+    for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+        first = with_threads(count, *arrays, **arguments)
+        for _ in range(5):
+            for one, other in zip(first, with_threads(count, *arrays, **arguments), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_any_number_of_threads_is_right(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    q, k, v, dy = draw(9, 1, 300, 300, 3, 3, 32)
+    before = numba.get_num_threads()
+    for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+        numba.set_num_threads(count)
+        check(q, k, v, dy, mask=causal_mask(300))
+    numba.set_num_threads(before)
+    assert fused._splits(3, 5, 1) == 1 and fused._splits(4, 5, 2) == 1
+    assert fused._splits(3, 5, 2) == 2 and fused._splits(1, 5, 4) == 4 and fused._splits(1, 3, 8) == 3
+
+
+def test_python_threads_may_call_at_once(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    problems = [draw(seed, 1, 130, 130, 2, 2, 32) for seed in range(4)]
+    expected = [value_and_gradients(FUSED, *arrays, mask=causal_mask(130)) for arrays in problems]
+    wrong = []
+
+    def work(arrays, results):
+        for _ in range(10):
+            got = value_and_gradients(FUSED, *arrays, mask=causal_mask(130))
+            wrong.extend(
+                name for name, a, b in zip("yqkv", got, results, strict=True) if not np.array_equal(a, b)
+            )
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(problems, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_grows_with_the_length_alone(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    peaks = []
+    for length in (512, 2048):
+        arrays = draw(10, 1, length, length, 1, 1, 16)
+        tracemalloc.start()
+        value_and_gradients(FUSED, *arrays, mask=causal_mask(length))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 4.4 * peaks[0]
+
+
+# --- dispatch
+
+
+def saved_by_dispatch(dtype):
+    q, k, v, dy = (x.astype(dtype) for x in draw(11, 1, 5, 5, 1, 1, 16))
+    _, saved = dispatch.attention(q, k, v, mask=causal_mask(5))
+    dispatch.attention_backward(dy, saved)
+    return saved
+
+
+def test_float32_runs_the_kernel_and_the_rest_the_definition():
+    missed = dispatch.misses["attention"]
+    assert isinstance(saved_by_dispatch(np.float32), fused.Saved)
+    assert dispatch.misses["attention"] == missed
+    assert isinstance(saved_by_dispatch(np.float64), AttentionSaved)
+    assert dispatch.misses["attention"] == missed + 1
+
+
+def test_a_single_query_runs_the_kernel_where_there_is_much_to_read():
+    q, k, _, _ = draw(11, 1, 1, 2000, 8, 8, 64)
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(2000))[1], fused.Saved)
+    k = k[:, :1000]
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(1000))[1], AttentionSaved)
+
+
+def test_reference_switches_kernels_off():
+    missed = dispatch.misses["attention"]
+    with reference():
+        assert not isinstance(saved_by_dispatch(np.float32), fused.Saved)
+    assert dispatch.misses["attention"] == missed
+    assert isinstance(saved_by_dispatch(np.float32), fused.Saved)
+
+
+def test_forward_decides_who_runs_backward():
+    q, k, v, dy = draw(12, 1, 5, 5, 1, 1, 16)
+    _, saved = dispatch.attention(q, k, v, mask=causal_mask(5))
+    with reference():
+        gradients = dispatch.attention_backward(dy, saved)
+    for one, other in zip(gradients, fused.attention_backward(dy, saved), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,246 @@
+"""How kernels behave as guests: what they keep and say, other processors, forks; and planted mistakes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+import pytest
+from mutations import mutated
+from test_kernel_attention import check, draw
+
+from minitransformer.functional import causal_mask, full_mask
+from minitransformer.kernels.cpu import compiling
+from minitransformer.kernels.cpu.vectors import WIDTH
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "kernels" / "cpu"
+FORWARD = """
+import numpy as np
+from minitransformer.dispatch import attention
+from minitransformer.functional import full_mask
+q = np.ones((1, 2, 1, 16), np.float32)
+k = q * [[[[1]], [[2]]]]
+print(attention(q, k.astype("f"), q, mask=full_mask(2), bias=np.ones((1, 2)))[0].sum())
+"""
+
+
+def run(code, **environment):
+    """Run ``code`` in a process of its own; return what it printed, and what it said on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+# --- compiling
+
+
+def test_compiled_once_for_all_processes_until_an_edit(tmp_path):
+    package = tmp_path / "package" / "minitransformer"
+    shutil.copytree(ROOT / "minitransformer", package)
+    shutil.copytree(ROOT / "kernels", package / "kernels")
+    environment = {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first, said = run(FORWARD, **environment)
+    assert said.count("minitransformer: compiling") == said.count("done in") == 2
+    assert "attention_forward" in said
+    assert run(FORWARD, **environment) == (first, "")
+
+    tiles = package / "kernels" / "cpu" / "tiles.py"  # not the file of the kernel itself
+    tiles.write_text(tiles.read_text().replace("store(place, load(place) * factor)", "store(place, factor)"))
+    changed, said = run(FORWARD, **environment)
+    assert "attention_forward" in said and changed != first
+
+
+def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path / "all"))
+    assert compiling.cache_folder().parent == tmp_path / "all"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "named"))
+    assert compiling.cache_folder().parent == tmp_path / "named"
+
+
+def test_nothing_can_be_kept(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file"))
+    with (
+        pytest.warns(RuntimeWarning, match=r"cannot be kept in .*file.* MINITRANSFORMER_CACHE"),
+        compiling.compiling("nothing", 0) as keep,
+    ):
+        assert keep is False
+
+
+def test_importing_the_library_does_not_load_numba():
+    code = "import sys, minitransformer.models, minitransformer.training; print('numba' in sys.modules)"
+    assert run(code) == ("False\n", "")
+
+
+def test_without_numba_definitions_run():
+    code = """
+import sys
+sys.modules["numba"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "numba" else find(name)
+import importlib.metadata
+version = importlib.metadata.version
+def missing(name):
+    if name == "numba":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = missing
+from minitransformer import dispatch, info
+"""
+    printed, _ = run(code + FORWARD + "print(dispatch.misses['attention'], info.information()['kernels'])")
+    assert "1 none: Numba is missing" in printed
+
+
+def test_a_numba_that_cannot_be_imported_is_told_of_once(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')")
+    printed, said = run(2 * FORWARD, PYTHONPATH=str(tmp_path))
+    assert len(printed.split()) == 2
+    assert said.count("Numba needs NumPy 1.0 or less") == 1
+
+
+def test_without_compiling_definitions_run():
+    code = "from minitransformer.info import information\nprint(information()['kernels'])"
+    printed, said = run(FORWARD + code, NUMBA_DISABLE_JIT="1")
+    assert "none: Numba is missing or switched off" in printed and said == ""
+
+
+def test_without_threads_of_numba_kernels_run_on_one():
+    threads = "from minitransformer.info import information\nprint(information()['kernel threads'])"
+    with_them, _ = run(FORWARD)
+    printed, said = run(FORWARD + threads, NUMBA_THREADING_LAYER="none such")
+    assert printed == with_them + "1: Numba has no threads here\n"
+    assert "RuntimeWarning: Numba finds no threads" in said
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_info_tells_of_the_cache(tmp_path, cached):
+    code = "from minitransformer.info import information\nprint(information()['kernel cache'])"
+    printed, _ = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert str(tmp_path) in printed
+    assert ("attention_forward" if cached else "still empty") in printed
+    printed, _ = run(code, MINITRANSFORMER_CACHE=os.devnull)
+    assert "cannot be written to" in printed
+
+
+# --- processors and processes
+
+
+def narrower_processors():
+    """Return processors that this one can play, and the numbers in their vectors."""
+    if "x86_64" not in llvmlite.binding.get_process_triple():
+        return [("generic", 4)]
+    return [(name, width) for name, width in (("haswell", 8), ("x86-64", 4)) if width <= WIDTH]
+
+
+@pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
+def test_narrower_vectors(processor, width):
+    code = """
+from test_kernel_attention import KEY, Mask, check, draw, some_bias
+from minitransformer.kernels.cpu.vectors import WIDTH
+for width in (16, 20, 5):
+    for mask in (Mask(70, 0, 3), Mask(80, 80, 0)):
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask)
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, dropout=0.2, key=KEY)
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, bias=some_bias((2, 67, 80), "float32"))
+    check(*draw(width, 2, 1, 80, 2, 1, width), mask=Mask(75, 70, 9))
+print(WIDTH)
+"""
+    assert run(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")[0] == f"{width}\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_runs_definitions():
+    code = """
+import os, warnings
+import numpy as np
+from minitransformer import dispatch, functional
+from minitransformer.functional import causal_mask
+q = np.random.default_rng(0).standard_normal((2, 300, 3, 16), np.float32)
+y, saved = dispatch.attention(q, q, q, mask=causal_mask(300))
+expected = dispatch.attention_backward(y, saved)
+child = os.fork()
+if child == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y, own = dispatch.attention(q, q, q, mask=causal_mask(300))
+        gradients = dispatch.attention_backward(y, saved)
+        close = [np.allclose(a, b, atol=1e-5) for a, b in zip(gradients, expected)]
+    good = all(close) and type(own).__name__ == "AttentionSaved" and "was forked" in str(caught[0].message)
+    os._exit(not good)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code)[0] == "0\n"
+
+
+# --- planted mistakes
+
+MISTAKES = {
+    "no rescaling": ("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
+    "diagonal off by one": ("problem", "i + offset + 1", "i + offset"),
+    "hidden keys shown": ("forward", "if start + keys > least:", "if start + keys > least + KEYS:"),
+    "a tail not masked": (
+        "forward",
+        "_exponentials(scores, keys, largest, total, factors)",
+        "_exponentials(scores, (keys + 7) // 8 * 8, largest, total, factors)",
+    ),
+    "D forgotten": ("backward", "e * (load(dscores + place) - offset)", "e * load(dscores + place)"),
+}
+
+
+@pytest.fixture
+def compile_changed(monkeypatch):
+    """Return a function that compiles the kernels with a text replaced in one of their files."""
+    monkeypatch.setattr(compiling, "is_writable", lambda folder: False)  # it must not be kept
+
+    def compile_changed(file, old, new):
+        package = types.ModuleType("changed")
+        monkeypatch.setitem(sys.modules, "changed", package)
+        for name in ("problem", "tiles", "forward", "backward", "attention"):
+            source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
+            if name == file:
+                source = mutated(source, source, old, new)
+            for other in ("problem", "tiles", "forward", "backward"):
+                source = source.replace(f"minitransformer.kernels.cpu.{other} ", f"changed.{other} ")
+                source = source.replace(
+                    f"from minitransformer.kernels.cpu import {other} ", f"from changed import {other} "
+                )
+            module = types.ModuleType(f"changed.{name}")
+            monkeypatch.setitem(sys.modules, f"changed.{name}", module)
+            setattr(package, name, module)
+            exec(compile(source, str(KERNELS / f"{name}.py"), "exec"), module.__dict__)
+        return package.attention
+
+    return compile_changed
+
+
+@pytest.mark.filterwarnings("ignore:compiled kernels cannot be kept")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_planted_mistakes_are_caught(mistake, compile_changed):
+    changed = compile_changed(*MISTAKES[mistake])
+    backward = changed.attention_backward if mistake == "D forgotten" else _no_backward
+    arrays = draw(0, 1, 150, 150, 1, 1, 16)
+    mask = full_mask(150) if mistake == "a tail not masked" else causal_mask(150)
+    with pytest.raises(AssertionError) as error:
+        check(*arrays, (changed.attention, backward), mask=mask)
+    name = "dq" if mistake == "D forgotten" else "y"
+    assert str(error.value).startswith(f"{name}: ")
+
+
+def _no_backward(dy, saved):
+    """Return zeros, which are not looked at: the value is wrong already."""
+    return saved.q * 0, saved.k * 0, saved.v * 0

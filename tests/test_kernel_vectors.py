@@ -1,0 +1,150 @@
+"""The words that kernels are written in, each against NumPy."""
+
+import numba
+import numpy as np
+import pytest
+
+from minitransformer.functional.philox import MULTIPLIERS
+from minitransformer.kernels.cpu.compiling import inlined
+from minitransformer.kernels.cpu.products import ROWS, product, transpose
+from minitransformer.kernels.cpu.vectors import (
+    WIDTH,
+    exp2,
+    largest_of,
+    load,
+    load_first,
+    load_words,
+    maximum,
+    multiply_wide,
+    splat,
+    store,
+    store_first,
+    sum_of,
+    where,
+    words,
+)
+
+RANDOM = np.random.default_rng(0)
+
+
+def address(array):
+    return array.ctypes.data
+
+
+@inlined
+def exp2_of(out, x, count):
+    for place in range(0, 4 * count, 4 * WIDTH):
+        store(out + place, exp2(load(x + place)))
+
+
+def powers(x):
+    whole = np.resize(np.asarray(x, np.float32), -(-len(x) // WIDTH) * WIDTH)
+    out = np.empty_like(whole)
+    exp2_of(address(out), address(whole), whole.size)
+    return out[: len(x)]
+
+
+def test_exp2_is_right_to_two_units_in_the_last_place():
+    x = np.concatenate((np.linspace(-126, 127, 200_001), np.linspace(-1, 1, 100_001))).astype(np.float32)
+    exact = np.exp2(x.astype(np.float64))
+    units = np.abs(powers(x) - exact) / np.spacing(exact.astype(np.float32))
+    assert units.max() < 2
+    whole = np.arange(-126, 128)
+    np.testing.assert_array_equal(powers(whole), np.exp2(whole.astype(np.float64)))
+
+
+def test_exp2_of_what_is_hidden_is_zero_and_of_nan_nan():
+    x = np.array([-126.6, -200, -3e38, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(powers(x), [0, 0, 0, 0, np.nan])
+
+
+@inlined
+def reduced(x):
+    return sum_of(load(x)), largest_of(load(x))
+
+
+def test_sum_and_largest_of_lanes():
+    x = RANDOM.standard_normal(WIDTH).astype(np.float32)
+    total, largest = reduced(address(x))
+    assert total == pytest.approx(x.sum(dtype=np.float64), abs=1e-6)
+    assert largest == x.max()
+
+
+@inlined
+def chosen(out, x, y, count):
+    first = load_first(x, count)
+    store_first(out, where(first <= splat(0.0), load(y), maximum(first, load(y))), count)
+
+
+@pytest.mark.parametrize("count", range(-1, WIDTH + 1))
+def test_what_lies_beyond_the_count_is_neither_read_nor_written(count):
+    x, y = RANDOM.standard_normal((2, WIDTH)).astype(np.float32)
+    out = np.full(WIDTH, 7, np.float32)
+    chosen(address(out), address(x), address(y), count)
+    expected = np.where(x <= 0, y, np.maximum(x, y))
+    expected[max(count, 0) :] = 7
+    np.testing.assert_array_equal(out, expected)
+
+
+@inlined
+def wide(high, low, x):
+    high_words, low_words = multiply_wide(load_words(x), words(MULTIPLIERS[0]))
+    store_words(high, high_words)
+    store_words(low, low_words)
+
+
+@numba.extending.intrinsic
+def store_words(typingctx, out, x):
+    from minitransformer.kernels.cpu.emitting import store_at
+
+    def emit(context, builder, sig, args):
+        store_at(builder, args[1], args[0])
+        return context.get_dummy_value()
+
+    return numba.types.void(out, x), emit
+
+
+def test_wide_products():
+    x = RANDOM.integers(0, 2**32, WIDTH, dtype=np.uint32)
+    high, low = np.empty((2, WIDTH), np.uint32)
+    wide(address(high), address(low), address(x))
+    expected = x.astype(np.uint64) * np.uint64(MULTIPLIERS[0])
+    np.testing.assert_array_equal(high, expected >> np.uint64(32))
+    np.testing.assert_array_equal(low, expected & np.uint64(2**32 - 1))
+
+
+@inlined
+def multiplied(out, left, right, depth, factors):
+    columns = 4 * 2 * WIDTH
+    product(2, out, columns, left, 4 * depth, 4, right, columns, depth, None)
+    product(2, out, columns, left, 4 * depth, 4, right, columns, depth, factors)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5, 64])
+def test_a_register_tile_of_a_product(depth):
+    left = RANDOM.standard_normal((ROWS, depth)).astype(np.float32)
+    right = RANDOM.standard_normal((depth, 2 * WIDTH)).astype(np.float32)
+    out, factors = (
+        np.empty((ROWS, 2 * WIDTH), np.float32),
+        RANDOM.standard_normal(2 * WIDTH).astype(np.float32),
+    )
+    multiplied(address(out), address(left), address(right), depth, address(factors))
+    exact = left.astype(float) @ right
+    np.testing.assert_allclose(out, exact * (1 + factors.astype(float)), atol=1e-4)
+
+
+@inlined
+def transposed(out, x, out_rows, out_columns, x_rows, x_columns):
+    transpose(out, 4 * WIDTH, out_rows, out_columns, x, 4 * WIDTH, x_rows, x_columns)
+
+
+@pytest.mark.parametrize("rows", [1, WIDTH - 1, WIDTH])
+@pytest.mark.parametrize("columns", [1, WIDTH - 1, WIDTH])
+def test_a_square_is_transposed(rows, columns):
+    x = RANDOM.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    out = np.full((WIDTH, WIDTH), 7, np.float32)
+    transposed(address(out), address(x), columns, WIDTH, rows, columns)
+    expected = np.zeros_like(x)
+    expected[:columns, :rows] = x[:rows, :columns].T
+    expected[columns:] = 7
+    np.testing.assert_array_equal(out, expected)
