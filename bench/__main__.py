@@ -10,12 +10,26 @@ import typer
 
 from bench.contenders import TURNS, ContenderError
 from bench.machine import available_cores
-from bench.report import print_table, progress, sizes, write_results
+from bench.pictures import memory_growth, roofline
+from bench.report import (
+    case_in_words,
+    print_means,
+    print_memory,
+    print_table,
+    progress,
+    sizes,
+    write_results,
+)
 from bench.step import CASES, compare
 from minitransformer.errors import InputError
+from minitransformer.plots import FORMATS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+PlotFile = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help=f"Draw the result there; one of .{', .'.join(FORMATS)}."),
+]
 
 
 @app.callback()
@@ -45,6 +59,54 @@ def step(json_file: JsonFile = None):
 
 
 @app.command()
+def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
+    """Race attention, forward and backward, against PyTorch's, on one core and on all. Takes half an hour."""
+    need_torch()
+    check_picture(plot_file)
+    from bench import attention as benchmark  # noqa: PLC0415
+
+    cores = available_cores()
+    counts = sorted({1, len(cores)})
+    results = []
+    with progress() as bar:
+        task = bar.add_task("memory bandwidth", total=len(counts) * len(benchmark.CASES) * TURNS)
+        for count in counts:
+            bandwidth = benchmark.memory_bandwidth(cores[:count])
+            for case in benchmark.CASES:
+                words = case_in_words(benchmark.described(case, count))
+                bar.update(task, description=words)
+                result = benchmark.compare(case, cores[:count], advance=lambda: bar.advance(task))
+                bar.console.print(f"{words}; ratio {result['ratio']:.2f}")
+                results.append({**result, "ceiling_gigabytes_per_second": bandwidth})
+    means = benchmark.means(results)
+    print_table(results)
+    print_means(means)
+    if json_file is not None:
+        write_results(json_file, results, means=means)
+    if plot_file is not None:
+        roofline(results, plot_file)
+
+
+@app.command()
+def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
+    """Measure the memory that attention, forward and backward, needs as texts grow, here and in PyTorch."""
+    need_torch()
+    check_picture(plot_file)
+    from bench import memory as benchmark  # noqa: PLC0415
+
+    results = []
+    with progress() as bar:
+        for length in bar.track(benchmark.LENGTHS, description="memory"):
+            results.append(benchmark.compare(length, available_cores()))
+    slopes = benchmark.slopes(results)
+    print_memory(results, slopes)
+    if json_file is not None:
+        write_results(json_file, results, slopes=slopes)
+    if plot_file is not None:
+        memory_growth(results, slopes, plot_file)
+
+
+@app.command()
 def parity(
     data: Annotated[Path, typer.Option(help="The text to learn, by custom tinyshakespeare.")],
     settings: Annotated[
@@ -60,6 +122,12 @@ def parity(
     print(json.dumps(results, indent=2))
     if json_file is not None:
         write_results(json_file, results)
+
+
+def check_picture(plot_file):
+    """Raise InputError unless ``plot_file`` is None or names a picture of a known kind."""
+    if plot_file is not None and plot_file.suffix[1:] not in FORMATS:
+        raise InputError(f"{plot_file} is no name of a picture; expected one of .{', .'.join(FORMATS)}")
 
 
 def need_torch():

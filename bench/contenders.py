@@ -3,11 +3,12 @@
 Contenders have the same cores and as many threads, and take turns, A B C A B C, so that whatever else
 the machine does meets all of them. Before any time is taken their first results must agree.
 
-Nobody's threads may spin while another has its turn. No waiting policy is set: a passive one would make
-PyTorch's many small parallel loops pay for waking a thread each, an active one would never let go, and
+Nobody's threads may spin while another has its turn. No waiting policy is set for OpenMP: a passive one would
+make PyTorch's many small parallel loops pay for waking a thread each, an active one would never let go, and
 neither is what users run. As they come, OpenMP's threads (GOMP, PyTorch's on Linux) sleep after some 10 ms
-without work, OpenBLAS's after 100 ms, Intel's OpenMP's after 200 ms; so after every turn there is a longer
-rest, and from then on a contender's processor time is watched: one that does not sleep stops the race.
+without work, Intel's OpenMP's after 200 ms, and OpenBLAS's at once, as our command line tells them. So after
+every turn there is a longer rest, and from then on a contender's processor time is watched: one that does not
+sleep stops the race.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ TURNS = 6
 TURN_SECONDS = 0.3  # at least; a step that takes longer is a turn of its own
 REST_SECONDS = 0.25
 IDLE_CORES = 0.1  # that a contender may keep busy while it waits
+SLEEP = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # as our command line has it; see ``minitransformer.__main__``
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,15 +56,15 @@ class Contender:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(len(cores))),
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(len(cores))) | SLEEP,
             cwd=ROOT,
             encoding="utf-8",
         )
 
-    def warm_up(self):
+    def warm_up(self, steps=WARM_UP):
         """Wait until it is ready, do the first steps and return their values."""
         self._answer()
-        first = self._run(WARM_UP)
+        first = self._run(steps)
         self.steps_a_turn = max(1, round(TURN_SECONDS / min(first["seconds"])))
         self._rest()
         return first["values"]
@@ -115,14 +117,17 @@ def started(*contenders):
         yield [stack.enter_context(contextlib.closing(Contender(*arguments))) for arguments in contenders]
 
 
-def race(ours, peer, *others, advance=lambda: None):
-    """Let all take turns; raise ContenderError if the first results of ``ours`` and ``peer`` differ.
+def race(ours, peer, *others, same=None, advance=lambda: None):
+    """Let all take turns; raise ContenderError if the first results of ``ours`` and ``same`` differ.
 
-    ``others`` measure something besides. ``advance`` is called after each of ``TURNS`` rounds.
+    ``same`` is the peer alone unless it is given; the other contenders measure something besides. ``advance``
+    is called after each of ``TURNS`` rounds.
     """
-    check_agreement(ours, ours.warm_up(), peer, peer.warm_up())
-    for other in others:
-        other.warm_up()
+    our_values = ours.warm_up()
+    for contender in (peer, *others):
+        values = contender.warm_up()
+        if contender in ([peer] if same is None else same):
+            check_agreement(ours, our_values, contender, values)
     for _ in range(TURNS):
         for contender in (ours, peer, *others):
             contender.turn()
@@ -130,20 +135,30 @@ def race(ours, peer, *others, advance=lambda: None):
 
 
 def check_agreement(ours, our_values, peer, peer_values):
-    """Raise ContenderError unless the values are the same up to ``TOLERANCE``, relative, at every step."""
+    """Raise ContenderError unless the values are the same at every step.
+
+    A value is a number, numbers, or numbers of several results: ``TOLERANCE`` is relative to the largest of
+    each.
+    """
     pairs = zip(our_values, peer_values, strict=True)
     for step, (value, expected) in enumerate(pairs, start=1):
-        difference, size = np.max(np.abs(np.subtract(value, expected))), np.max(np.abs(expected))
-        if not difference <= TOLERANCE * size:
-            raise ContenderError(
-                f"{ours.name} and {peer.name} do not compute the same: at step {step} their results differ "
-                f"by {difference:.1e} where they are up to {size:.6g}; no time was taken"
-            )
+        for result, right in zip(np.atleast_2d(value), np.atleast_2d(expected), strict=True):
+            difference, size = np.max(np.abs(result - right)), np.max(np.abs(right))
+            if not difference <= TOLERANCE * size:
+                raise ContenderError(
+                    f"{ours.name} and {peer.name} do not compute the same: at step {step} their results "
+                    f"differ by {difference:.1e} where they are up to {size:.6g}; no time was taken"
+                )
+
+
+def median_seconds(contender):
+    """Return the median of its times."""
+    return statistics.median(contender.seconds)
 
 
 def summary(ours, peer):
     """Return the medians and minima of both and how much faster than ``peer`` ours is."""
-    medians = [statistics.median(contender.seconds) for contender in (ours, peer)]
+    medians = [median_seconds(contender) for contender in (ours, peer)]
     return {
         "peer": peer.name,
         "ours_seconds": medians[0],

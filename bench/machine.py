@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minitransformer.info import information
 
-PEERS = ("torch",)
+PEERS = "torch", "jax"
 
 
 def machine():
@@ -18,7 +18,11 @@ def machine():
         "processor": _processor(),
         "cores": len(available_cores()),
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: facts[name] for name in ("minitransformer", "python", "numpy", "scipy", "BLAS", "threads")},
+        **{
+            name: facts[name]
+            for name in ("minitransformer", "python", "numpy", "scipy", "numba", "BLAS", "threads")
+        },
+        **{name: facts[name] for name in ("kernels", "kernel threads") if name in facts},
         **_versions_of_peers(),
     }
 

@@ -5,6 +5,8 @@ same batches. Ours keeps freed memory for the next step, as the trainer does; Py
 Its AdamW is the fused one: not the default on a CPU, but several times faster on large tables, and a peer
 should be taken at its best.
 
+The same step by definitions alone runs beside them, to show what the kernels give.
+
 The share of the ceiling counts three forwards' matrix products a step, attention's by the full square, and
 compares with the rate of NumPy's own float32 products on as many threads.
 """
@@ -13,9 +15,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from bench.attention import with_kernels
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS
-from bench.contenders import race, started, summary
+from bench.contenders import median_seconds, race, started, summary
 from minitransformer.data import TokenWindows
+from minitransformer.dispatch import reference
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.training import TrainingArguments, update
@@ -66,12 +70,18 @@ def compare(case, cores, advance=lambda: None, peer_factory="bench.step:pytorch_
     """Race a training step of ``case`` on ``cores``, a thread each; return the result."""
     settings = {"config": asdict(case.config), "rows": case.rows}
     with started(
-        ("minitransformer", "bench.step:our_step", settings, cores),
+        ("minitransformer", "bench.step:our_step_by_kernels", settings, cores),
         (PEER, peer_factory, {**settings, "threads": len(cores)}, cores),
+        ("definition", "bench.step:our_step_by_definitions", settings, cores),
         ("the ceiling", MATRIX_PRODUCT, {}, cores),
-    ) as (ours, peer, ceiling):
-        race(ours, peer, ceiling, advance=advance)
-    result = {"benchmark": "step", "case": described(case, len(cores)), **summary(ours, peer)}
+    ) as (ours, peer, definition, ceiling):
+        race(ours, peer, definition, ceiling, same=[peer, definition], advance=advance)
+    result = {
+        "benchmark": "step",
+        "case": described(case, len(cores)),
+        **summary(ours, peer),
+        "other_seconds": {definition.name: median_seconds(definition)},
+    }
     flops = 3 * case.rows * GPT(case.config).forward_flops(case.config.context_length)
     rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
     share = flops / result["ours_seconds"] / rate
@@ -90,7 +100,7 @@ def described(case, threads):
         "dropout": config.dropout,
         "dtype": "float32",
         "threads": threads,
-        "kernels": "reference",
+        "kernels": "fused",
         "layers": config.layers,
         "D": config.width,
         "F": config.feed_forward_width,
@@ -109,6 +119,22 @@ def our_step(config, rows):
         return update(model, optimiser, [batch], ARGUMENTS.learning_rate, ARGUMENTS.max_grad_norm).loss
 
     return step
+
+
+def our_step_by_kernels(config, rows):
+    """Return our training step, which must not have run a definition in place of a kernel."""
+    return with_kernels(our_step(config, rows))
+
+
+def our_step_by_definitions(config, rows):
+    """Return the same step without kernels."""
+    step = our_step(config, rows)
+
+    def without_kernels(number):
+        with reference():
+            return step(number)
+
+    return without_kernels
 
 
 def pytorch_step(config, rows, threads):

@@ -79,12 +79,13 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert result["peer"] == "pytorch-eager"
     assert result["case"] == {
         **{"B": 2, "T": 8, "H": 2, "K": 8, "causal": True, "dropout": 0.0, "dtype": "float32"},
-        **{"threads": 1, "kernels": "reference", "layers": 1, "D": 16, "F": 64, "V": 11},
+        **{"threads": 1, "kernels": "fused", "layers": 1, "D": 16, "F": 64, "V": 11},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
     assert 0 < result["ours_minimum_seconds"] <= result["ours_seconds"]
     assert 0 < result["peer_minimum_seconds"] <= result["peer_seconds"]
     assert 0 < result["ceiling_share"] < 1
+    assert result["other_seconds"]["definition"] > 0
     assert result["ceiling_gflops"] > 0
 
     write_results(tmp_path / "step.json", [result])
@@ -161,7 +162,7 @@ def test_parity_on_a_small_text(torch, tmp_path, monkeypatch):
             parity(text, [*small, setting])
 
 
-@pytest.mark.parametrize("command", [["step"], ["parity", "--data", "text.txt"]])
+@pytest.mark.parametrize("command", [["step"], ["attention"], ["memory"], ["parity", "--data", "text.txt"]])
 def test_without_pytorch_one_line_says_so(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(sys, "argv", ["bench", *command])
@@ -174,3 +175,4 @@ def test_the_commands_are_explained():
     shown = CliRunner().invoke(app, ["--help"]).output
     assert "Race a GPT's training step" in shown
     assert "Train the shakespeare recipe" in shown
+    assert "Race attention" in shown

@@ -1,0 +1,251 @@
+"""How fast is attention? Our kernels against PyTorch's SDPA on the CPU, JAX where it is installed, and ours
+without kernels: the definition.
+
+All read q, k and v where a packed projection leaves them, (B, T, H, K) views of one (B, T, 3, H, K) array,
+except JAX, which has arrays of its own. All keep freed memory, so that attention is compared and not page
+faults.
+
+Work is counted as the multiplications and additions of the visible entries: 4·K for each forward, 10·K more
+for its backward. The share of the ceiling is the rate of that work against NumPy's own float32 matrix
+products on as many threads. Under dropout the work of drawing random numbers comes on top and isn't counted.
+"""
+
+import importlib.util
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS, MEMORY_STREAM, MEMORY_STREAM_BYTES
+from bench.contenders import TURNS, median_seconds, race, started, summary
+from minitransformer import dispatch
+from minitransformer.functional import causal_mask, full_mask
+from minitransformer.functional.philox import Key
+from minitransformer.memory import reuse_freed_memory
+
+PEER = "pytorch-sdpa"
+TOKENS = 2048  # in a batch; a longer text is a batch of one
+HEADS = 8
+SAMPLES = 64  # numbers of each result that contenders are compared by
+
+
+@dataclass(frozen=True)
+class Case:
+    """The shape of a call: B rows of T tokens, ``HEADS`` heads of width K."""
+
+    T: int
+    B: int = 1
+    K: int = 64
+    causal: bool = False
+    backward: bool = False
+    dropout: float = 0.0
+
+    def flops(self):
+        """Return the multiplications and additions that must be done, each counted as one."""
+        entries = self.T * (self.T + 1) // 2 if self.causal else self.T**2
+        return self.B * HEADS * entries * self.K * (14 if self.backward else 4)
+
+    def least_bytes(self):
+        """Return what must be moved if every argument and result is moved once.
+
+        Forward: q, k, v and y. Backward: those, dy, dq, dk and dv.
+        """
+        return 4 * self.B * self.T * HEADS * self.K * (12 if self.backward else 4)
+
+
+HEADLINE = 512, 1024, 2048, 4096  # the T of which geometric means are given
+SHAPES = (
+    *({"T": T, "B": max(1, TOKENS // T)} for T in (128, *HEADLINE)),
+    *({"T": 1024, "B": TOKENS // 1024, "K": K} for K in (32, 80, 128)),
+    {"T": 1024, "B": TOKENS // 1024, "dropout": 0.1},
+)
+CASES = tuple(
+    Case(**shape, causal=causal, backward=backward)
+    for backward in (False, True)
+    for causal in (False, True)
+    for shape in SHAPES
+)
+
+
+TIMED = "bench.attention:timed"
+
+
+def compare(case, cores, advance=lambda: None, peer_factory=TIMED, definition_factory=TIMED):
+    """Race ``case`` on ``cores``, a thread each; return the result."""
+    settings = {**asdict(case), "threads": len(cores)}
+    contenders = [
+        ("minitransformer", TIMED, {**settings, "who": "kernels"}, cores),
+        (PEER, peer_factory, {**settings, "who": "pytorch"}, cores),
+        ("definition", definition_factory, {**settings, "who": "definition"}, cores),
+    ]
+    if importlib.util.find_spec("jax") and not case.dropout:  # whose attention has none
+        contenders.append(("jax", TIMED, {**settings, "who": "jax"}, cores))
+    with started(*contenders, ("the ceiling", MATRIX_PRODUCT, {}, cores)) as processes:
+        ours, peer, *others, ceiling = processes
+        # which probabilities PyTorch drops is its own secret; the definition drops ours
+        same = others if case.dropout else [peer, *others]
+        race(*processes, same=same, advance=advance)
+    rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
+    return {
+        "benchmark": "attention",
+        "case": described(case, len(cores)),
+        **summary(ours, peer),
+        "other_seconds": {other.name: median_seconds(other) for other in others},
+        "gflop": case.flops() / 1e9,
+        "flop_per_byte": case.flops() / case.least_bytes(),
+        "ceiling_share": case.flops() / median_seconds(ours) / rate,
+        "ceiling_gflops": rate / 1e9,
+    }
+
+
+def memory_bandwidth(cores):
+    """Return how many gigabytes a second ``cores`` can move."""
+    with started(("memory", MEMORY_STREAM, {"threads": len(cores)}, cores)) as (memory,):
+        memory.warm_up()
+        for _ in range(TURNS):
+            memory.turn()
+    return MEMORY_STREAM_BYTES / min(memory.seconds) / 1e9
+
+
+def described(case, threads):
+    """Return ``case`` by the letters of its sizes."""
+    return {
+        "pass": "forward + backward" if case.backward else "forward",
+        "B": case.B,
+        "T": case.T,
+        "H": HEADS,
+        "K": case.K,
+        "causal": case.causal,
+        "dropout": case.dropout,
+        "dtype": "float32",
+        "threads": threads,
+        "kernels": "fused",
+    }
+
+
+def means(results):
+    """Return geometric mean and smallest of the ratios over ``HEADLINE``, by threads, pass and mask."""
+    groups = {}
+    for result in results:
+        case = result["case"]
+        if case["K"] == 64 and not case["dropout"] and case["T"] in HEADLINE:
+            group = case["threads"], case["pass"], "causal" if case["causal"] else "full"
+            groups.setdefault(group, []).append(result["ratio"])
+    return [
+        {
+            **dict(zip(("threads", "pass", "mask"), group, strict=True)),
+            "mean_ratio": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+            "smallest_ratio": min(ratios),
+        }
+        for group, ratios in groups.items()
+    ]
+
+
+def timed(who, threads, **case):
+    """Return a step of ``who``; let freed memory be kept, whoever it is."""
+    reuse_freed_memory()
+    return ATTENTION[who](Case(**case), threads)
+
+
+def by_kernels(case, threads):
+    """Return our attention, which returns samples of its results; its environment says how many threads."""
+    return with_kernels(_by_dispatch(case))
+
+
+def by_definition(case, threads):
+    """Return our attention without kernels, which returns samples of its results."""
+    step = _by_dispatch(case)
+
+    def without_kernels(number):
+        with dispatch.reference():
+            return step(number)
+
+    return without_kernels
+
+
+def with_kernels(step):
+    """Return ``step``, which must not have run a definition in place of a kernel."""
+
+    def checked(number):
+        value = step(number)
+        if dispatch.misses:
+            raise RuntimeError(f"kernels refused {', '.join(dispatch.misses)}: see minitransformer info")
+        return value
+
+    return checked
+
+
+def _by_dispatch(case):
+    packed, dy = inputs(case)
+    heads = np.moveaxis(packed, 2, 0)
+    mask = causal_mask(case.T) if case.causal else full_mask(case.T)
+    key = Key(0) if case.dropout else None
+
+    def step(number):
+        y, saved = dispatch.attention(*heads, mask=mask, dropout=case.dropout, key=key)
+        return sample(y, *(dispatch.attention_backward(dy, saved) if case.backward else ()))
+
+    return step
+
+
+def by_pytorch(case, threads):
+    """Return PyTorch's attention, which returns samples of its results."""
+    import torch  # noqa: PLC0415  in the peer's process alone
+    from torch.nn.functional import scaled_dot_product_attention  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    packed, dy = inputs(case)
+    heads = torch.from_numpy(packed).permute(2, 0, 3, 1, 4).detach()
+    q, k, v = (part.requires_grad_(case.backward) for part in heads.unbind())
+    dy = torch.from_numpy(dy).transpose(1, 2)
+    if case.dropout:
+        shares = scaled_dot_product_attention(q, k, torch.ones_like(v), dropout_p=case.dropout).detach()
+        if not (shares.std() > 1e-3 and abs(shares.mean() - 1) < 0.01):
+            raise RuntimeError(f"PyTorch's weights sum to {shares.mean():.3f}, so this is no dropout")
+
+    def step(number):
+        y = scaled_dot_product_attention(q, k, v, dropout_p=case.dropout, is_causal=case.causal)
+        gradients = torch.autograd.grad(y, (q, k, v), dy) if case.backward else ()
+        return sample(*(array.detach().transpose(1, 2).numpy() for array in (y, *gradients)))
+
+    return step
+
+
+def by_jax(case, threads):
+    """Return JAX's attention, compiled, which returns samples of its results."""
+    import jax  # noqa: PLC0415  in its process alone
+
+    packed, dy = inputs(case)
+    heads, dy = [jax.numpy.asarray(part) for part in np.moveaxis(packed, 2, 0)], jax.numpy.asarray(dy)
+
+    def attend(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal)
+
+    @jax.jit
+    def forward_and_backward(q, k, v, dy):
+        y, pullback = jax.vjp(attend, q, k, v)
+        return y, *pullback(dy)
+
+    forward = jax.jit(attend)
+
+    def step(number):
+        results = forward_and_backward(*heads, dy) if case.backward else (forward(*heads),)
+        return sample(*map(np.asarray, results))
+
+    return step
+
+
+ATTENTION = {"kernels": by_kernels, "definition": by_definition, "pytorch": by_pytorch, "jax": by_jax}
+
+
+def inputs(case):
+    """Return q, k and v as one (B, T, 3, H, K) array, and dy."""
+    random = np.random.default_rng(0)
+    packed = random.standard_normal((case.B, case.T, 3, HEADS, case.K), np.float32)
+    return packed, random.standard_normal((case.B, case.T, HEADS, case.K), np.float32)
+
+
+def sample(*results):
+    """Return ``SAMPLES`` numbers of each result, from places all over it."""
+    places = np.random.default_rng(1).integers(0, results[0].shape, (SAMPLES, 4))
+    return [result[tuple(places.T)].tolist() for result in results]
