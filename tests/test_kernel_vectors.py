@@ -10,18 +10,20 @@ from minitransformer.kernels.cpu.products import ROWS, product, transpose
 from minitransformer.kernels.cpu.vectors import (
     WIDTH,
     exp2,
+    high,
     largest_of,
     load,
     load_first,
     load_words,
+    longs,
+    low,
     maximum,
-    multiply_wide,
+    product_of_low,
     splat,
     store,
     store_first,
     sum_of,
     where,
-    words,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -87,10 +89,11 @@ def test_what_lies_beyond_the_count_is_neither_read_nor_written(count):
 
 
 @inlined
-def wide(high, low, x):
-    high_words, low_words = multiply_wide(load_words(x), words(MULTIPLIERS[0]))
-    store_words(high, high_words)
-    store_words(low, low_words)
+def multiplied_words(high_words, low_words, x):
+    disturbed = longs(load_words(x)) ^ longs(0x12345678 << 32)  # above the low words
+    product = product_of_low(disturbed, longs(MULTIPLIERS[0]))
+    store_words(high_words, low(high(product)))
+    store_words(low_words, low(product))
 
 
 @numba.extending.intrinsic
@@ -104,13 +107,13 @@ def store_words(typingctx, out, x):
     return numba.types.void(out, x), emit
 
 
-def test_wide_products():
+def test_products_of_words():
     x = RANDOM.integers(0, 2**32, WIDTH, dtype=np.uint32)
-    high, low = np.empty((2, WIDTH), np.uint32)
-    wide(address(high), address(low), address(x))
+    high_words, low_words = np.empty((2, WIDTH), np.uint32)
+    multiplied_words(address(high_words), address(low_words), address(x))
     expected = x.astype(np.uint64) * np.uint64(MULTIPLIERS[0])
-    np.testing.assert_array_equal(high, expected >> np.uint64(32))
-    np.testing.assert_array_equal(low, expected & np.uint64(2**32 - 1))
+    np.testing.assert_array_equal(high_words, expected >> np.uint64(32))
+    np.testing.assert_array_equal(low_words, expected & np.uint64(2**32 - 1))
 
 
 @inlined

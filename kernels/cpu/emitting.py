@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
-FLOAT, WORD = ir.FloatType(), ir.IntType(32)
+FLOAT, WORD, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 CONTRACT = ("contract",)  # a·b + c may round once; nothing else is loosened: infinities stay infinities
 
 

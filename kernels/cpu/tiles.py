@@ -13,11 +13,14 @@ from minitransformer.kernels.cpu.vectors import (
     BYTES,
     WIDTH,
     fused,
+    high,
     lane_numbers,
     load,
     load_first,
     load_words,
-    multiply_wide,
+    longs,
+    low,
+    product_of_low,
     splat,
     store,
     store_first,
@@ -162,18 +165,20 @@ def hide(scores, lanes, start, row, rows, seen):
 def random_words(problem, b, h, i, j):
     """Return Philox's four words for W queries from i on: for the keys j, j + 1, j + 2 and j + 3.
 
-    Bit for bit ``functional.philox.random_words`` at (b, h, i, j), for j a multiple of 4.
+    Bit for bit ``functional.philox.random_words`` at (b, h, i, j), for j a multiple of 4. Each word has 64
+    bits for its products; what comes to stand in the upper half is never looked at.
     """
-    x0, x1 = words(j // 4), lane_numbers() + words(i)
-    x2, x3 = words(b * problem.heads + h), words(problem.stream)
+    x0, x1 = longs(j // 4), longs(lane_numbers() + words(i))
+    x2, x3 = longs(b * problem.heads + h), longs(problem.stream)
     key0, key1 = problem.key0, problem.key1
     for _ in range(10):
-        high0, low0 = multiply_wide(x0, words(MULTIPLIERS[0]))
-        high1, low1 = multiply_wide(x2, words(MULTIPLIERS[1]))
-        x0, x1, x2, x3 = high1 ^ x1 ^ words(key0), low1, high0 ^ x3 ^ words(key1), low0
+        product0 = product_of_low(x0, longs(MULTIPLIERS[0]))
+        product1 = product_of_low(x2, longs(MULTIPLIERS[1]))
+        x0, x1 = high(product1) ^ x1 ^ longs(key0), product1
+        x2, x3 = high(product0) ^ x3 ^ longs(key1), product0
         key0 += WEYL[0]
         key1 += WEYL[1]
-    return x0, x1, x2, x3
+    return low(x0), low(x1), low(x2), low(x3)
 
 
 @inlined

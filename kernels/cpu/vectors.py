@@ -1,8 +1,9 @@
 """A vocabulary of vectors for Numba: what the processor does to W numbers at once, under plain names.
 
 Numba leaves vectors to LLVM's optimiser, which reaches about half of what they can do. Here they are values
-of their own: ``Floats`` are W float32 in one register, ``Words`` W uint32, ``Flags`` W booleans, and W
-follows the processor (16 with AVX-512, 8 with AVX2, 4 elsewhere). Inside a compiled function
+of their own: ``Floats`` are W float32 in one register, ``Words`` W uint32, ``Longs`` W uint64 in two
+registers, ``Flags`` W booleans, and W follows the processor (16 with AVX-512, 8 with AVX2, 4 elsewhere).
+Inside a compiled function
 
     x = load(address)
     store(address, where(x <= splat(0.0), splat(0.0), x))
@@ -25,6 +26,7 @@ from minitransformer.kernels.cpu.emitting import (
     BYTES,  # noqa: F401  of a vector: a word of the vocabulary too
     CONTRACT,
     FLOAT,
+    LONG,
     WIDTH,
     WORD,
     broadcast,
@@ -47,6 +49,7 @@ class _Vector(types.Type):
 
 FLOATS = _Vector("Floats", FLOAT)
 WORDS = _Vector("Words", WORD)
+LONGS = _Vector("Longs", LONG)
 FLAGS = _Vector("Flags", ir.IntType(1))
 
 
@@ -64,7 +67,7 @@ _OPERATORS = {
     (operator.mul, FLOATS): lambda builder, a, b: builder.fmul(a, b, flags=CONTRACT),
     (operator.truediv, FLOATS): lambda builder, a, b: builder.fdiv(a, b),
     (operator.add, WORDS): lambda builder, a, b: builder.add(a, b),
-    (operator.xor, WORDS): lambda builder, a, b: builder.xor(a, b),
+    (operator.xor, LONGS): lambda builder, a, b: builder.xor(a, b),
 }
 _COMPARISONS = {
     (operator.le, FLOATS): lambda builder, a, b: builder.fcmp_ordered("<=", a, b),
@@ -134,7 +137,7 @@ def store_first(typingctx, address, floats, count):
 @intrinsic
 def load_integer(typingctx, address):
     """Return the int64 at ``address``."""
-    kind = ir.IntType(64)
+    kind = LONG
     return types.int64(address), lambda context, builder, sig, args: load_at(builder, args[0], kind)
 
 
@@ -239,32 +242,43 @@ def exp2(typingctx, x):
 
 
 @intrinsic
-def multiply_wide(typingctx, a, b):
-    """Return the high and the low words of the 64-bit products of each two lanes.
-
-    The products of even and of odd lanes are made apart, as processors do it.
-    """
+def longs(typingctx, value):
+    """Return an integer in every lane, or W words, as longs."""
 
     def emit(context, builder, sig, args):
-        half, whole = ir.VectorType(ir.IntType(64), WIDTH // 2), ir.VectorType(WORD, WIDTH)
+        if value == WORDS:
+            return builder.zext(args[0], ir.VectorType(LONG, WIDTH))
+        return broadcast(builder, context.cast(builder, args[0], sig.args[0], types.int64))
 
-        def constant(value):
-            return ir.Constant(half, [value] * (WIDTH // 2))
+    return LONGS(value), emit
 
-        even, odd = ([], [])
-        for vector in args:
-            pairs = builder.bitcast(vector, half)
-            even.append(builder.and_(pairs, constant(0xFFFFFFFF)))
-            odd.append(builder.lshr(pairs, constant(32)))
-        even = builder.bitcast(builder.mul(*even), whole)
-        odd = builder.bitcast(builder.mul(*odd), whole)
-        pairs = range(0, WIDTH, 2)
-        high = ir.Constant(whole, [lane for p in pairs for lane in (p + 1, WIDTH + p + 1)])
-        low = ir.Constant(whole, [lane for p in pairs for lane in (p, WIDTH + p)])
-        halves = [builder.shuffle_vector(even, odd, order) for order in (high, low)]
-        return context.make_tuple(builder, sig.return_type, halves)
 
-    return types.UniTuple(WORDS, 2)(a, b), emit
+@intrinsic
+def product_of_low(typingctx, a, b):
+    """Return the products of the low words of each two longs: processors have an instruction for it."""
+
+    def emit(context, builder, sig, args):
+        low = ir.Constant(ir.VectorType(LONG, WIDTH), [0xFFFFFFFF] * WIDTH)
+        return builder.mul(*(builder.and_(longs, low) for longs in args))
+
+    return LONGS(a, b), emit
+
+
+@intrinsic
+def high(typingctx, a):
+    """Return the high words of ``a`` as longs."""
+
+    def emit(context, builder, sig, args):
+        return builder.lshr(args[0], ir.Constant(ir.VectorType(LONG, WIDTH), [32] * WIDTH))
+
+    return LONGS(a), emit
+
+
+@intrinsic
+def low(typingctx, a):
+    """Return the low words of ``a``."""
+    kind = ir.VectorType(WORD, WIDTH)
+    return WORDS(a), lambda context, builder, sig, args: builder.trunc(args[0], kind)
 
 
 @intrinsic
@@ -272,7 +286,7 @@ def add_atomically(typingctx, address, amount):
     """Add to the int64 at ``address``, which other threads may be adding to; return what it was."""
 
     def emit(context, builder, sig, args):
-        return builder.atomic_rmw("add", pointer(builder, args[0], ir.IntType(64)), args[1], "monotonic")
+        return builder.atomic_rmw("add", pointer(builder, args[0], LONG), args[1], "monotonic")
 
     return types.int64(types.int64, types.int64), emit
 
