@@ -11,10 +11,11 @@ import llvmlite.binding
 import numba
 import pytest
 from mutations import mutated
-from test_kernel_attention import check, draw
+from test_kernel_attention import KEY, check, draw, some_bias
 
-from minitransformer.functional import causal_mask, full_mask
-from minitransformer.kernels.cpu import compiling
+from minitransformer.functional import Mask, causal_mask, full_mask
+from minitransformer.functional.attention import INVISIBLE
+from minitransformer.kernels.cpu import compiling, usable
 from minitransformer.kernels.cpu.vectors import WIDTH
 
 ROOT = Path(__file__).parent.parent
@@ -189,16 +190,68 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 # --- planted mistakes
 
-MISTAKES = {
-    "no rescaling": ("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
-    "diagonal off by one": ("problem", "i + offset + 1", "i + offset"),
-    "hidden keys shown": ("forward", "if start + keys > least:", "if start + keys > least + KEYS:"),
+CAUSAL = {"mask": causal_mask(150)}
+STEP = {"mask": Mask(140, 0, 149)}
+DROPPED = {"mask": full_mask(150), "dropout": 0.3, "key": KEY}
+BIASED = {"mask": full_mask(150), "bias": some_bias((150, 150), "float32")}
+BIASED["bias"][7] = INVISIBLE
+MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
+    "no rescaling": (
+        *("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
+        *(CAUSAL, "y"),
+    ),
+    "diagonal off by one": ("problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
+    "hidden keys shown": (
+        *("forward", "if start + keys > least:", "if start + keys > least + KEYS:"),
+        *(CAUSAL, "y"),
+    ),
     "a tail not masked": (
         "forward",
         "_exponentials(scores, keys, largest, total, factors)",
         "_exponentials(scores, (keys + 7) // 8 * 8, largest, total, factors)",
+        *({"mask": full_mask(150)}, "y"),
     ),
-    "D forgotten": ("backward", "e * (load(dscores + place) - offset)", "e * load(dscores + place)"),
+    "D forgotten": (
+        *("backward", "e * (load(dscores + place) - offset)", "e * load(dscores + place)"),
+        *(CAUSAL, "dq"),
+    ),
+    "hidden keys shown in the backward": (
+        *("backward", "if start + rows > least:", "if start + rows > least + KEYS:"),
+        *(CAUSAL, "dq"),
+    ),
+    "a query that sees passed over": (
+        *("backward", "left, GROUP, lane, ROWS,", "left, GROUP, lane + 1, ROWS,"),
+        *(CAUSAL, "dk"),
+    ),
+    "dropped of a neighbour": (
+        "tiles",
+        "lane_numbers() + words(i)",
+        "lane_numbers() + words(i + 1)",
+        DROPPED,
+        "y",
+    ),
+    "dropout forgotten in dP": (
+        *("backward", "where(keep, load(dscores + place), zero)", "load(dscores + place)"),
+        *(DROPPED, "dq"),
+    ),
+    "dropout forgotten in dv": (
+        *("backward", "store(scores + place, where(keep, e, zero))", "store(scores + place, e)"),
+        *(DROPPED, "dv"),
+    ),
+    "bias in units of log 2": ("tiles", "fused(bias, unit,", "fused(bias, splat(1.0),", BIASED, "y"),
+    "invisible by bias shown": ("tiles", "where(bias <= invisible, hidden, score)", "score", BIASED, "y"),
+    "one query: no rescaling": (
+        *("one_query", "store(place, load(place) * rescale)", "store(place, load(place))"),
+        *(STEP, "y", 1),
+    ),
+    "one query: padding shown": (
+        *("one_query", "    _hide_rest(scores, keys)\n", ""),
+        *(STEP, "y", 1),
+    ),
+    "one query: bias forgotten": (
+        *("one_query", "if problem.bias.address:", "if False:"),
+        *(STEP | {"bias": some_bias((1, 150), "float32")}, "y", 1),
+    ),
 }
 
 
@@ -208,17 +261,17 @@ def compile_changed(monkeypatch):
     monkeypatch.setattr(compiling, "is_writable", lambda folder: False)  # it must not be kept
 
     def compile_changed(file, old, new):
+        changeable = "problem", "tiles", "forward", "backward", "one_query"
         package = types.ModuleType("changed")
+        package.usable = usable
         monkeypatch.setitem(sys.modules, "changed", package)
-        for name in ("problem", "tiles", "forward", "backward", "attention"):
+        for name in (*changeable, "attention"):
             source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
             if name == file:
                 source = mutated(source, source, old, new)
-            for other in ("problem", "tiles", "forward", "backward"):
+            for other in changeable:
                 source = source.replace(f"minitransformer.kernels.cpu.{other} ", f"changed.{other} ")
-                source = source.replace(
-                    f"from minitransformer.kernels.cpu import {other} ", f"from changed import {other} "
-                )
+            source = source.replace("from minitransformer.kernels.cpu import", "from changed import")
             module = types.ModuleType(f"changed.{name}")
             monkeypatch.setitem(sys.modules, f"changed.{name}", module)
             setattr(package, name, module)
@@ -231,13 +284,12 @@ def compile_changed(monkeypatch):
 @pytest.mark.filterwarnings("ignore:compiled kernels cannot be kept")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_caught(mistake, compile_changed):
-    changed = compile_changed(*MISTAKES[mistake])
-    backward = changed.attention_backward if mistake == "D forgotten" else _no_backward
-    arrays = draw(0, 1, 150, 150, 1, 1, 16)
-    mask = full_mask(150) if mistake == "a tail not masked" else causal_mask(150)
+    file, text, wrong, arguments, name, *queries = MISTAKES[mistake]
+    changed = compile_changed(file, text, wrong)
+    backward = _no_backward if name == "y" else changed.attention_backward
+    arrays = draw(0, 1, *(queries or [150]), 150, 1, 1, 16)
     with pytest.raises(AssertionError) as error:
-        check(*arrays, (changed.attention, backward), mask=mask)
-    name = "dq" if mistake == "D forgotten" else "y"
+        check(*arrays, (changed.attention, backward), **arguments)
     assert str(error.value).startswith(f"{name}: ")
 
 

@@ -21,6 +21,7 @@ from minitransformer.kernels.cpu.problem import (
     row_of,
     scratch_of,
     seen_by,
+    statistics_of,
 )
 from minitransformer.kernels.cpu.products import ROWS
 from minitransformer.kernels.cpu.tiles import (
@@ -138,7 +139,7 @@ def _begin(problem, b, h, i, count, kept):
     """Bring ``count`` queries and what their ``dy`` says into lanes, scaled, and back into rows."""
     width, stride = problem.width, 4 * padded(problem.width)
     q, dy, dq, q_rows, dy_rows, offsets, factors, seen, _ = _places_of_group(kept, width)
-    peak = problem.peak + 4 * ((b * problem.heads + h) * problem.room + i)
+    _, peak = statistics_of(problem, b, h, i)
     note_seen(problem, b, i, GROUP, seen)
     transpose_in(q, GROUP, row_of(problem.q, b, i, h), problem.q.time, count, width)
     fill(factors, GROUP, problem.scale * LOG2_E)
@@ -162,7 +163,7 @@ def _differentiate_block(problem, b, h, i, count, start, kept, scratch):
         return
     scores, dscores, bias, k, v, dk, dv, ones, _ = _places_of_block(scratch, width)
     q, dy, dq, q_rows, dy_rows, offsets, _, seen, _ = _places_of_group(kept, width)
-    largest = problem.largest + 4 * ((b * problem.heads + h) * problem.room + i)
+    largest, _ = statistics_of(problem, b, h, i)
 
     for column in range(0, count, PAIR):
         keys = min(block, seen_by(problem, b, i + min(column + PAIR, count) - 1) - start)
@@ -240,11 +241,11 @@ def _dscores_dropped(problem, b, h, first, start, scores, dscores, column, keys,
 def _add_sums(problem, b, i, start, sums, weights, count, block, rows, ones):
     """Add, for each key of a block, the sum of ``rows`` of its queries, weighted by ``weights``.
 
-    Pairs of lanes in which no query sees the key were not computed and are passed over.
+    Queries that see none of ROWS keys are passed over.
     """
     lane, stride = 0, 4 * padded(problem.width)
     for key in range(0, block, ROWS):
-        while seen_by(problem, b, i + min(lane + PAIR, count) - 1) <= start + key:
-            lane += PAIR
+        while seen_by(problem, b, i + lane) <= start + key:
+            lane += 1
         place, left = sums + stride * key, weights + 4 * GROUP * key
         add_lanes_times_rows(place, stride, left, GROUP, lane, ROWS, rows, count, problem.width, ones)

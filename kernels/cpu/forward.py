@@ -9,7 +9,15 @@ from numba import carray
 from numba.extending import register_jitable
 
 from minitransformer.kernels.cpu.compiling import inlined, kernel
-from minitransformer.kernels.cpu.problem import PROBLEM, next_task, padded, row_of, scratch_of, seen_by
+from minitransformer.kernels.cpu.problem import (
+    PROBLEM,
+    next_task,
+    padded,
+    row_of,
+    scratch_of,
+    seen_by,
+    statistics_of,
+)
 from minitransformer.kernels.cpu.tiles import (
     HIDDEN,
     KEYS,
@@ -105,17 +113,10 @@ def _attend(problem, b, h, first, end, scratch):
 
 
 @inlined
-def _statistics(problem, b, h, i):
-    """Return where ``largest`` and ``peak`` of the queries from i on are."""
-    place = 4 * ((b * problem.heads + h) * problem.room + i)
-    return problem.largest + place, problem.peak + place
-
-
-@inlined
 def _begin(problem, b, h, i, count, kept):
     """Bring ``count`` queries into lanes, scaled, with nothing seen yet."""
     q, mixture, factors, total, seen, _ = _places_of_pair(kept, problem.width)
-    largest, _ = _statistics(problem, b, h, i)
+    largest, _ = statistics_of(problem, b, h, i)
     note_seen(problem, b, i, PAIR, seen)
     transpose_in(q, PAIR, row_of(problem.q, b, i, h), problem.q.time, count, problem.width)
     fill(factors, PAIR, problem.scale * LOG2_E)
@@ -134,7 +135,7 @@ def _attend_block(problem, b, h, i, count, start, kept, scratch):
         return
     scores, bias, k, v, _ = _places_of_block(scratch, problem.width)
     q, mixture, factors, total, seen, _ = _places_of_pair(kept, problem.width)
-    largest, _ = _statistics(problem, b, h, i)
+    largest, _ = statistics_of(problem, b, h, i)
     rows_times_lanes(scores, PAIR, 0, k, keys, q, problem.width)
     if problem.bias.address:
         add_bias(problem, b, h, i, count, start, keys, scores, PAIR, bias)
@@ -150,7 +151,7 @@ def _attend_block(problem, b, h, i, count, start, kept, scratch):
 def _finish(problem, b, h, i, count, kept):
     """Write ``y`` and ``peak`` of ``count`` queries."""
     _, mixture, factors, total, _, _ = _places_of_pair(kept, problem.width)
-    largest, peak = _statistics(problem, b, h, i)
+    largest, peak = statistics_of(problem, b, h, i)
     _normalise(largest, total, peak, factors, problem.keep_scale)
     scale_lanes(mixture, problem.width, PAIR, factors)
     transpose_out(row_of(problem.y, b, i, h), problem.y.time, count, problem.width, mixture, PAIR)

@@ -73,6 +73,13 @@ def seen_by(problem, b, i):
 
 
 @inlined
+def statistics_of(problem, b, h, i):
+    """Return where ``largest`` and ``peak`` of the queries from i on are."""
+    place = 4 * ((b * problem.heads + h) * problem.room + i)
+    return problem.largest + place, problem.peak + place
+
+
+@inlined
 def next_task(problem):
     """Return the number of a task that no other worker has."""
     return add_atomically(problem.work.counter, 1)
