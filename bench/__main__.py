@@ -22,7 +22,7 @@ from bench.report import (
 )
 from bench.step import CASES, compare
 from minitransformer.errors import InputError
-from minitransformer.plots import FORMATS
+from minitransformer.plots import FORMATS, check_picture
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
@@ -62,7 +62,8 @@ def step(json_file: JsonFile = None):
 def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
     """Race attention, forward and backward, against PyTorch's, on one core and on all. Takes half an hour."""
     need_torch()
-    check_picture(plot_file)
+    if plot_file is not None:
+        check_picture(plot_file)
     from bench import attention as benchmark  # noqa: PLC0415
 
     cores = available_cores()
@@ -91,7 +92,8 @@ def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
 def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
     """Measure the memory that attention, forward and backward, needs as texts grow, here and in PyTorch."""
     need_torch()
-    check_picture(plot_file)
+    if plot_file is not None:
+        check_picture(plot_file)
     from bench import memory as benchmark  # noqa: PLC0415
 
     results = []
@@ -122,12 +124,6 @@ def parity(
     print(json.dumps(results, indent=2))
     if json_file is not None:
         write_results(json_file, results)
-
-
-def check_picture(plot_file):
-    """Raise InputError unless ``plot_file`` is None or names a picture of a known kind."""
-    if plot_file is not None and plot_file.suffix[1:] not in FORMATS:
-        raise InputError(f"{plot_file} is no name of a picture; expected one of .{', .'.join(FORMATS)}")
 
 
 def need_torch():

@@ -1,10 +1,8 @@
 """Benchmarks as pictures."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from minitransformer.files import replacing
-from minitransformer.plots import OTHER_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR
+from minitransformer.plots import OTHER_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, save_picture
 
 OURS, PEER, DEFINITION = VALIDATION_COLOUR, OTHER_COLOUR, TRAIN_COLOUR
 OFFSET = {"textcoords": "offset points", "fontsize": 9}
@@ -18,6 +16,8 @@ def roofline(results, path):
     Across: work for each byte that must be moved at least, if nothing but the arguments and results touched
     memory. Up: work in a second.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not every race is drawn
+
     counts = sorted({result["case"]["threads"] for result in results})
     figure = Figure(figsize=(6 * len(counts), 5), layout="constrained")
     panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
@@ -42,7 +42,7 @@ def roofline(results, path):
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("GFLOP/s")
     _legend(panels[-1], results[0]["peer"])
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _roof(axes, results):
@@ -68,6 +68,8 @@ def _legend(axes, peer):
 
 def memory_growth(results, slopes, path):
     """Draw how much memory each contender needs as T grows."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not every race is drawn
+
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
     names = {"definition": "definition", "peer": results[0]["peer"], "ours": "minitransformer"}
@@ -91,9 +93,4 @@ def memory_growth(results, slopes, path):
     axes.grid(alpha=GRID)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure, path):
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:])
+    save_picture(figure, path)

@@ -15,6 +15,7 @@ from bench.report import print_table, write_results
 from bench.step import Case, compare, nanogpt
 from minitransformer.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("short_races")
 CORES = available_cores()[:1]
 SMALL = Case("small", 2, nanogpt(vocabulary_size=11, context_length=8, layers=1, heads=2, width=16))
 PLANTED = """
@@ -57,18 +58,6 @@ def restless():
     threading.Thread(target=spin, daemon=True).start()
     return steady()
 """
-
-
-@pytest.fixture(autouse=True)
-def short_races(monkeypatch):
-    monkeypatch.setattr(contenders, "TURNS", 2)
-    monkeypatch.setattr(contenders, "TURN_SECONDS", 0.01)
-
-
-@pytest.fixture
-def planted(tmp_path, monkeypatch):
-    (tmp_path / "planted.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 def test_a_small_step_is_raced(torch, tmp_path, capsys):

@@ -3,15 +3,20 @@
 import json
 
 import pytest
-from test_bench import CORES
 from typer.testing import CliRunner
 
 import bench.__main__
-from bench import attention, contenders, memory
+from bench import attention, memory
 from bench.__main__ import app
 from bench.attention import Case, means
 from bench.contenders import ContenderError
+from bench.machine import available_cores
 
+pytestmark = [
+    pytest.mark.usefixtures("short_races"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib"),  # an old one with a new pyparsing
+]
+CORES = available_cores()[:1]
 SMALL = Case(T=48, B=2, K=16, causal=True, backward=True)
 PLANTED = """
 from bench import attention
@@ -37,18 +42,6 @@ def gradients_doubled(**settings):
         return [y, *([2 * number for number in gradient] for gradient in gradients)]
     return doubled
 """
-
-
-@pytest.fixture(autouse=True)
-def short_races(monkeypatch):
-    monkeypatch.setattr(contenders, "TURNS", 2)
-    monkeypatch.setattr(contenders, "TURN_SECONDS", 0.01)
-
-
-@pytest.fixture
-def planted(tmp_path, monkeypatch):
-    (tmp_path / "planted.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 def test_a_small_race(torch):
@@ -139,4 +132,4 @@ def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_
 @pytest.mark.parametrize("command", ["attention", "memory"])
 def test_a_picture_of_no_known_kind_is_refused_before_anything_is_measured(torch, command):
     done = CliRunner().invoke(app, [command, "--plot", "picture.txt"])
-    assert "picture.txt is no name of a picture" in str(done.exception)
+    assert "cannot be written to picture.txt; expected a name that ends in .png" in str(done.exception)

@@ -28,6 +28,12 @@ def minitransformer(*arguments, cwd=None, **settings):
     )
 
 
+def unexpected(done):
+    """Return what it said on standard error but for the kernels that it was the first to need."""
+    lines = done.stderr.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("minitransformer: compiling "))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a text, and a small model trained on it in ``model``."""
@@ -37,7 +43,7 @@ def folder(tmp_path_factory):
         "train", "shakespeare", "--data", "text.txt", "--output-dir", "model", *SETTINGS, cwd=root
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert unexpected(done) == ""
     assert "step 20: training loss" in done.stdout
     assert "xz -9 needs" in done.stdout
     assert "minitransformer generate model --prompt" in done.stdout
@@ -105,7 +111,7 @@ def test_text_of_any_script_on_a_terminal_of_another(folder):
         cwd=folder,
         env=environment,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, unexpected(done)) == (0, "")
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
