@@ -75,11 +75,32 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
 def test_nothing_can_be_kept(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file"))
-    with (
-        pytest.warns(RuntimeWarning, match=r"cannot be kept in .*file.* MINITRANSFORMER_CACHE"),
-        compiling.compiling("nothing", 0) as keep,
-    ):
-        assert keep is False
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*file.* MINITRANSFORMER_CACHE"):
+        assert compiling.compile_once(lambda cache: cache, "nothing", 0) is False
+
+
+def test_a_full_disk_keeps_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    limit = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+    expected, _ = run(FORWARD)
+    printed, said = run(limit + FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert printed == expected
+    assert "cannot be kept in" in said and "Make room" in said
+
+
+@pytest.mark.parametrize("size", [0, 200])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_does_not_matter(tmp_path, kind, size):
+    expected, _ = run(FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    for path in tmp_path.rglob(f"*.{kind}"):
+        os.truncate(path, size)
+    printed, said = run(FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert printed == expected
+    assert "what is there is damaged" in said
 
 
 def test_importing_the_library_does_not_load_numba():

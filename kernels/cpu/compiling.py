@@ -8,6 +8,7 @@ in the file of the function itself, not in the files that this one calls.
 import contextlib
 import hashlib
 import importlib
+import pickle
 import sys
 import tempfile
 import threading
@@ -29,6 +30,7 @@ OPTIONS = {
     "boundscheck": False,
 }
 MODULES_WITH_CONSTANTS = "minitransformer.functional.attention", "minitransformer.functional.philox"
+DAMAGED = EOFError, pickle.UnpicklingError  # what reading a file says that was cut off
 _lock = threading.RLock()
 
 
@@ -49,17 +51,15 @@ class CompiledKernel:
     def address(self):
         """Return the address of the machine code."""
         if self._address is None:
-            with compiling(self.function.__name__, self.seconds) as keep:
+            with _lock:
                 if self._address is None:  # no other thread has compiled it meanwhile
-                    self._compiled = numba.cfunc(self.signature, cache=keep, **_for_callbacks())(
-                        self.function
-                    )
+                    self._compiled = compile_once(self._compile, self.function.__name__, self.seconds)
                     self._address = self._compiled.address
         return self._address
 
-
-def _for_callbacks():
-    return {name: value for name, value in OPTIONS.items() if name != "nogil"}
+    def _compile(self, cache):
+        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # no word for callbacks
+        return numba.cfunc(self.signature, cache=cache, **options)(self.function)
 
 
 def kernel(record, seconds):
@@ -67,30 +67,38 @@ def kernel(record, seconds):
     return lambda function: CompiledKernel(function, record, seconds)
 
 
-@contextlib.contextmanager
-def compiling(name, seconds):
-    """Within this block Numba keeps what it compiles in our folder, and says that it is compiling.
+def compile_once(make, name, seconds):
+    """Return ``make(cache=True)``, which finds compiled code or keeps what it compiles; say if it compiles.
 
-    The value is False if nothing can be kept.
+    Where nothing can be kept, or what was kept cannot be read, return ``make(cache=False)``, with a warning.
     """
     with _lock, event.install_listener("numba:run_pass", _Announcement(name, seconds)) as announcement:
-        before = numba.config.CACHE_DIR
-        folder = cache_folder()
-        keep = is_writable(folder)
-        if keep:
-            numba.config.CACHE_DIR = str(folder)
-        else:
+        try:
+            folder = cache_folder()
+            if is_writable(folder):
+                with contextlib.suppress(OSError, *DAMAGED), _kept_in(folder):
+                    return make(cache=True)
             warnings.warn(
-                f"compiled kernels cannot be kept in {folder} and are compiled anew in every process; name a "
-                "folder that can be written to in the environment variable MINITRANSFORMER_CACHE",
+                f"compiled kernels cannot be kept in {folder}, or what is there is damaged; they are "
+                "compiled anew in every process. Make room and remove that folder, or name another in the "
+                "environment variable MINITRANSFORMER_CACHE",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        try:
-            yield keep
+            return make(cache=False)
         finally:
-            numba.config.CACHE_DIR = before
             announcement.finish()
+
+
+@contextlib.contextmanager
+def _kept_in(folder):
+    """Within this block Numba keeps what it compiles in ``folder``."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 class _Announcement(event.Listener):

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from minitransformer.kernels.cpu.compiling import OPTIONS, compiling
+from minitransformer.kernels.cpu.compiling import OPTIONS, compile_once
 
 WORK = np.dtype([(name, np.int64) for name in ("counter", "scratch", "scratch_bytes")])
 """What workers share: the address of a counter of tasks, and memory for each worker to write its notes in."""
@@ -64,10 +64,14 @@ def _started_layer():
 
 @functools.cache
 def _launcher():
+    signature = "void(int64, int64, int64)"
     if threading_layer() is None:
-        return numba.njit("void(int64, int64, int64)", **OPTIONS)(_launch)
-    with compiling("the launch of threads", 2) as keep:
-        return numba.njit("void(int64, int64, int64)", parallel=True, cache=keep, **OPTIONS)(_launch)
+        return numba.njit(signature, **OPTIONS)(_launch)
+
+    def compiled(cache):
+        return numba.njit(signature, parallel=True, cache=cache, **OPTIONS)(_launch)
+
+    return compile_once(compiled, "the launch of threads", 2)
 
 
 def _launch(function, record, workers):
