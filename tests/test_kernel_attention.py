@@ -318,8 +318,8 @@ def test_memory_grows_with_the_length_alone(monkeypatch):
 
 
 def saved_by_dispatch(dtype):
-    q, k, v, dy = (x.astype(dtype) for x in draw(11, 1, 5, 5, 1, 1, 16))
-    _, saved = dispatch.attention(q, k, v, mask=causal_mask(5))
+    q, k, v, dy = (x.astype(dtype) for x in draw(11, 1, 256, 256, 1, 1, 16))
+    _, saved = dispatch.attention(q, k, v, mask=causal_mask(256))
     dispatch.attention_backward(dy, saved)
     return saved
 
@@ -332,11 +332,32 @@ def test_float32_runs_the_kernel_and_the_rest_the_definition():
     assert dispatch.misses["attention"] == missed + 1
 
 
-def test_a_single_query_runs_the_kernel_where_there_is_much_to_read():
-    q, k, _, _ = draw(11, 1, 1, 2000, 8, 8, 64)
-    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(2000))[1], fused.Saved)
-    k = k[:, :1000]
-    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(1000))[1], AttentionSaved)
+@pytest.mark.parametrize(("queries", "much", "little"), [(1, 2000, 1900), (64, 32, 30)])
+def test_the_kernel_runs_where_there_is_much_to_do(queries, much, little):
+    q, k, _, _ = draw(11, 1, queries, much, 8, 8, 64)
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(much))[1], fused.Saved)
+    k = k[:, :little]
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(little))[1], AttentionSaved)
+
+
+@pytest.mark.parametrize("pair", [DEFINITION, FUSED])
+@pytest.mark.parametrize("shape", [(1, 10, 2, 16), (2, 9, 2, 16), (2, 10, 1, 16), (10, 2, 16), None])
+def test_a_gradient_of_another_shape_is_refused(pair, shape):
+    q, k, v, _ = draw(13, 2, 10, 10, 2, 2, 16)
+    _, saved = pair[0](q, k, v, mask=causal_mask(10))
+    dy = None if shape is None else np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=r"dy has shape .*; expected that of y, \(2, 10, 2, 16\)"):
+        pair[1](dy, saved)
+
+
+@pytest.mark.parametrize("attend", [functional.attention, fused.attention])
+def test_what_is_no_mask_or_has_no_width_is_refused(attend):
+    q, k, v, _ = draw(13, 2, 10, 10, 2, 2, 16)
+    for mask in (None, np.ones((10, 10), bool), (10, 0, 0)):
+        with pytest.raises(TypeError, match=r"expected a Mask, as causal_mask\(T\)"):
+            attend(q, k, v, mask=mask)
+    with pytest.raises(ValueError, match="heads of width 0"):
+        attend(q[..., :0], k[..., :0], v[..., :0], mask=causal_mask(10))
 
 
 def test_reference_switches_kernels_off():
@@ -348,8 +369,8 @@ def test_reference_switches_kernels_off():
 
 
 def test_forward_decides_who_runs_backward():
-    q, k, v, dy = draw(12, 1, 5, 5, 1, 1, 16)
-    _, saved = dispatch.attention(q, k, v, mask=causal_mask(5))
+    q, k, v, dy = draw(12, 1, 256, 256, 1, 1, 16)
+    _, saved = dispatch.attention(q, k, v, mask=causal_mask(256))
     with reference():
         gradients = dispatch.attention_backward(dy, saved)
     for one, other in zip(gradients, fused.attention_backward(dy, saved), strict=True):

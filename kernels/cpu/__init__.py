@@ -10,14 +10,16 @@ import warnings
 import numpy as np
 
 _forked = False
-WORTH_FOR_ONE_QUERY = 1_000_000  # numbers in k, from which on several threads read them faster than one
+WORTH = (
+    1_000_000  # multiplications in q kᵀ: with less to do, definitions take as long, or Numba's loading longer
+)
 
 
 def accepts_attention(q, k, v, **settings):
     """Return True for float32 arrays of NumPy, wherever kernels can run, unless there is little to do."""
-    if not all(type(x) is np.ndarray and x.dtype == np.float32 for x in (q, k, v)):
+    if not all(type(x) is np.ndarray and x.dtype == np.float32 and x.ndim == 4 for x in (q, k, v)):
         return False
-    return (q.shape[1:2] != (1,) or k.size >= WORTH_FOR_ONE_QUERY) and usable()
+    return q.size * k.shape[1] >= WORTH and usable()
 
 
 def usable():
@@ -40,7 +42,7 @@ def has_numba():
         return False
     try:
         numba = importlib.import_module("numba")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # the latter about its environment variables
         warnings.warn(
             f"Numba is installed but cannot be imported, so definitions run in place of kernels: {error}",
             RuntimeWarning,

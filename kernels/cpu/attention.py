@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitransformer import functional
-from minitransformer.functional.attention import check_attention
+from minitransformer.functional.attention import check_attention, check_gradient
 from minitransformer.functional.dropout import check_rate
 from minitransformer.functional.philox import WORD, Key
 from minitransformer.functional.rules import backward, forward
@@ -96,6 +96,7 @@ def _attend_one_query(saved):
 @backward
 def attention_backward(dy, saved):
     """Return ``dq, dk, dv``: views of one array if q, k and v were."""
+    check_gradient(dy, saved.q)
     if not usable():
         return _backward_of_definition(dy, saved)
     dq, dk, dv = _zeros_like(saved.q, saved.k, saved.v)

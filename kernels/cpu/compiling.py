@@ -6,9 +6,11 @@ in the file of the function itself, not in the files that this one calls.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import pickle
+import shutil
 import sys
 import tempfile
 import threading
@@ -30,7 +32,10 @@ OPTIONS = {
     "boundscheck": False,
 }
 MODULES_WITH_CONSTANTS = "minitransformer.functional.attention", "minitransformer.functional.philox"
-DAMAGED = EOFError, pickle.UnpicklingError  # what reading a file says that was cut off
+DAMAGED = (  # what reading a pickle may raise, according to Python's documentation, and what was seen
+    *(pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError),
+    *(KeyError, ValueError),
+)
 _lock = threading.RLock()
 
 
@@ -70,24 +75,39 @@ def kernel(record, seconds):
 def compile_once(make, name, seconds):
     """Return ``make(cache=True)``, which finds compiled code or keeps what it compiles; say if it compiles.
 
-    Where nothing can be kept, or what was kept cannot be read, return ``make(cache=False)``, with a warning.
+    Where nothing can be kept, return ``make(cache=False)``, with a warning.
     """
     with _lock, event.install_listener("numba:run_pass", _Announcement(name, seconds)) as announcement:
         try:
             folder = cache_folder()
             if is_writable(folder):
-                with contextlib.suppress(OSError, *DAMAGED), _kept_in(folder):
-                    return make(cache=True)
-            warnings.warn(
-                f"compiled kernels cannot be kept in {folder}, or what is there is damaged; they are "
-                "compiled anew in every process. Make room and remove that folder, or name another in the "
-                "environment variable MINITRANSFORMER_CACHE",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+                with contextlib.suppress(OSError):  # a full disk
+                    return _found_or_kept(make, folder)
+            _warn_that_nothing_is_kept(folder)
+            announcement.often = "anew"
             return make(cache=False)
         finally:
             announcement.finish()
+
+
+@functools.cache
+def _warn_that_nothing_is_kept(folder):
+    warnings.warn(
+        f"compiled kernels cannot be kept in {folder} and are compiled anew in every process; name a folder "
+        "that can be written to, with room, in the environment variable MINITRANSFORMER_CACHE",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _found_or_kept(make, folder):
+    try:
+        with _kept_in(folder):
+            return make(cache=True)
+    except DAMAGED:
+        shutil.rmtree(folder)  # it can be made again
+        with _kept_in(folder):
+            return make(cache=True)
 
 
 @contextlib.contextmanager
@@ -105,23 +125,23 @@ class _Announcement(event.Listener):
     """Says on standard error that compiling began, at its first pass, and that it ended."""
 
     def __init__(self, name, seconds):
-        self.name, self.seconds, self.start = name, seconds, None
+        self.name, self.seconds, self.start, self.often = name, seconds, None, "once"
 
     def on_start(self, _):
         if self.start is None:
             self.start = time.perf_counter()
-            self.say(f"compiling {self.name}, once, about {self.seconds} s …", end=" ")
+            self.say(f"compiling {self.name}, {self.often}, about {self.seconds} s …")
 
     def on_end(self, _):
         pass
 
     def finish(self):
         if self.start is not None:
-            print(f"done in {time.perf_counter() - self.start:.1f} s", file=sys.stderr, flush=True)
+            self.say(f"compiled {self.name} in {time.perf_counter() - self.start:.1f} s")
 
     @staticmethod
-    def say(text, end):
-        print(f"minitransformer: {text}", end=end, file=sys.stderr, flush=True)
+    def say(text):
+        print(f"minitransformer: {text}", file=sys.stderr, flush=True)
 
 
 def cache_folder():

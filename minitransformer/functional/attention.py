@@ -61,6 +61,7 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
 @backward
 def attention_backward(dy, saved):
     """Return ``dq, dk, dv``."""
+    check_gradient(dy, saved.q)
     xp = array_module(dy)
     q, k, v, probabilities, scale, dropout, key = saved
     groups = k.shape[2]
@@ -166,6 +167,14 @@ def _bias_by_groups(bias, shape):
     return bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
 
 
+def check_gradient(dy, q):
+    """Raise ValueError unless ``dy`` has the shape of ``q``, which is that of the result."""
+    if getattr(dy, "shape", None) != q.shape:
+        raise ValueError(
+            f"attention_backward: dy has shape {getattr(dy, 'shape', None)}; expected that of y, {q.shape}"
+        )
+
+
 def check_attention(name, q, k, v, mask, bias):
     """Raise ValueError unless the shapes of a call of the function ``name`` go together."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
@@ -175,6 +184,8 @@ def check_attention(name, q, k, v, mask, bias):
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"{name}: q {q.shape} and k {k.shape} differ in batch or head width")
+    if q.shape[3] == 0:
+        raise ValueError(f"{name}: q {q.shape} has heads of width 0; expected at least 1")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(
             f"{name}: {q.shape[2]} query heads over {k.shape[2]} key/value heads; expected a multiple"

@@ -53,7 +53,12 @@ def visible(xp, mask, query_length, key_length):
 
 
 def check_mask(function_name, mask, batch):
-    """Raise ValueError unless each part of ``mask`` is an integer or has one entry for each row."""
+    """Raise TypeError or ValueError unless ``mask`` is a ``Mask`` of integers, or of one for each row."""
+    if not isinstance(mask, Mask):
+        raise TypeError(
+            f"{function_name}: mask is a {type(mask).__name__}; expected a Mask, as causal_mask(T) and "
+            "full_mask(T) return (for booleans there is bias: 0 where a key is visible, -1e30 where not)"
+        )
     for name, part in zip(mask._fields, mask, strict=True):
         shape = getattr(part, "shape", ())
         if shape not in ((), (1,), (batch,)):
