@@ -1,5 +1,6 @@
 """``python -m bench``: comparisons with peers; each prints its result and can write it as JSON."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -20,8 +21,9 @@ from bench.report import (
     sizes,
     write_results,
 )
-from bench.step import CASES, compare
+from bench.step import CASES, compare, described
 from minitransformer.errors import InputError
+from minitransformer.files import check_writable
 from minitransformer.plots import FORMATS, check_picture
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -41,19 +43,18 @@ def describe():
 def step(json_file: JsonFile = None):
     """Race a GPT's training step against PyTorch eager, on one core and on all."""
     need_torch()
+    check_files(json_file)
     cores = available_cores()
-    races = [(case, cores[:count]) for case in CASES for count in sorted({1, len(cores)})]
-    results = []
-    with progress() as bar:
-        task = bar.add_task("", total=len(races) * TURNS)
-        for case, pinned in races:
-            bar.update(task, description=f"{case.name}, threads: {len(pinned)}")
-            result = compare(case, pinned, advance=lambda: bar.advance(task))
-            bar.console.print(
-                f"{case.name} ({sizes(result['case'])}), threads: {len(pinned)}; ratio {result['ratio']:.2f}"
-            )
-            results.append(result)
-    print_table(results)
+    counts = sorted({1, len(cores)})
+    races = [
+        (
+            f"{case.name} ({sizes(described(case, count))}), threads: {count}",
+            functools.partial(compare, case, cores[:count]),
+        )
+        for case in CASES
+        for count in counts
+    ]
+    results = raced(races)
     if json_file is not None:
         write_results(json_file, results)
 
@@ -62,25 +63,25 @@ def step(json_file: JsonFile = None):
 def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
     """Race attention, forward and backward, against PyTorch's, on one core and on all. Takes half an hour."""
     need_torch()
-    if plot_file is not None:
-        check_picture(plot_file)
+    check_files(json_file, plot_file)
     from bench import attention as benchmark  # noqa: PLC0415
 
     cores = available_cores()
     counts = sorted({1, len(cores)})
-    results = []
-    with progress() as bar:
-        task = bar.add_task("memory bandwidth", total=len(counts) * len(benchmark.CASES) * TURNS)
-        for count in counts:
-            bandwidth = benchmark.memory_bandwidth(cores[:count])
-            for case in benchmark.CASES:
-                words = case_in_words(benchmark.described(case, count))
-                bar.update(task, description=words)
-                result = benchmark.compare(case, cores[:count], advance=lambda: bar.advance(task))
-                bar.console.print(f"{words}; ratio {result['ratio']:.2f}")
-                results.append({**result, "ceiling_gigabytes_per_second": bandwidth})
+    races = [
+        (
+            case_in_words(benchmark.described(case, count)),
+            functools.partial(benchmark.compare, case, cores[:count]),
+        )
+        for count in counts
+        for case in benchmark.CASES
+    ]
+    bandwidths = {count: benchmark.memory_bandwidth(cores[:count]) for count in counts}
+    results = [
+        {**result, "ceiling_gigabytes_per_second": bandwidths[result["case"]["threads"]]}
+        for result in raced(races)
+    ]
     means = benchmark.means(results)
-    print_table(results)
     print_means(means)
     if json_file is not None:
         write_results(json_file, results, means=means)
@@ -92,8 +93,7 @@ def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
 def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
     """Measure the memory that attention, forward and backward, needs as texts grow, here and in PyTorch."""
     need_torch()
-    if plot_file is not None:
-        check_picture(plot_file)
+    check_files(json_file, plot_file)
     from bench import memory as benchmark  # noqa: PLC0415
 
     results = []
@@ -118,12 +118,45 @@ def parity(
 ):
     """Train the shakespeare recipe here and in PyTorch, on the same batches from the same weights."""
     need_torch()
+    check_files(json_file)
     from bench.parity import parity as run_parity  # noqa: PLC0415  not everyone has PyTorch
 
     results = [run_parity(data, settings or ())]
     print(json.dumps(results, indent=2))
     if json_file is not None:
         write_results(json_file, results)
+
+
+def raced(races):
+    """Run ``races``, each in words and as a function of ``advance``; return their results, which it shows.
+
+    Ctrl-C ends it with what was measured so far on the screen.
+    """
+    results = []
+    with progress() as bar:
+        task = bar.add_task("", total=len(races) * TURNS)
+        try:
+            for words, race in races:
+                bar.update(task, description=words)
+                results.append(race(advance=lambda: bar.advance(task)))
+                bar.console.print(f"{words}; ratio {results[-1]['ratio']:.2f}")
+        except KeyboardInterrupt:
+            bar.stop()
+            if results:
+                print_table(results)
+            bar.console.print(f"stopped after {len(results)} of {len(races)} races; nothing was written")
+            raise typer.Exit(130) from None
+    print_table(results)
+    return results
+
+
+def check_files(json_file, plot_file=None):
+    """Raise InputError unless what is to be written can be; a race may take half an hour."""
+    if plot_file is not None:
+        check_picture(plot_file)
+    for path in (json_file, plot_file):
+        if path is not None:
+            check_writable(path)
 
 
 def need_torch():

@@ -140,6 +140,19 @@ def read_json(path):
     return value
 
 
+def check_writable(path):
+    """Raise InputError unless a file can be written to ``path``: its folder is there and takes one."""
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder")
+
+
 def write_json(path, value):
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     with replacing(path) as temporary:

@@ -17,7 +17,7 @@ from minitransformer.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("short_races")
 CORES = available_cores()[:1]
-SMALL = Case("small", 2, nanogpt(vocabulary_size=11, context_length=8, layers=1, heads=2, width=16))
+SMALL = Case("small", 16, nanogpt(vocabulary_size=11, context_length=64, layers=1, heads=2, width=16))
 PLANTED = """
 import os
 import threading
@@ -67,7 +67,7 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert result["benchmark"] == "step"
     assert result["peer"] == "pytorch-eager"
     assert result["case"] == {
-        **{"B": 2, "T": 8, "H": 2, "K": 8, "causal": True, "dropout": 0.0, "dtype": "float32"},
+        **{"B": 16, "T": 64, "H": 2, "K": 8, "causal": True, "dropout": 0.0, "dtype": "float32"},
         **{"threads": 1, "kernels": "fused", "layers": 1, "D": 16, "F": 64, "V": 11},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib"),  # an old one with a new pyparsing
 ]
 CORES = available_cores()[:1]
-SMALL = Case(T=48, B=2, K=16, causal=True, backward=True)
+SMALL = Case(T=64, B=2, K=16, causal=True, backward=True)
 PLANTED = """
 from bench import attention
 
@@ -47,12 +47,12 @@ def gradients_doubled(**settings):
 def test_a_small_race(torch):
     result = attention.compare(SMALL, CORES)
     assert result["case"] == {
-        **{"pass": "forward + backward", "B": 2, "T": 48, "H": attention.HEADS, "K": 16, "causal": True},
+        **{"pass": "forward + backward", "B": 2, "T": 64, "H": attention.HEADS, "K": 16, "causal": True},
         **{"dropout": 0.0, "dtype": "float32", "threads": 1, "kernels": "fused"},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
     assert result["other_seconds"]["definition"] > 0
-    entries = 48 * 49 // 2
+    entries = 64 * 65 // 2
     assert result["gflop"] == 14 * 2 * attention.HEADS * entries * 16 / 1e9
     assert 0 < result["ceiling_share"] < 1
 
@@ -127,6 +127,35 @@ def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_
     whole = 4 * 8 * 64 * 2048 * 4  # y, dq, dk and dv
     assert whole < results[1]["ours_bytes"] < 1.3 * whole
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(torch, option, tmp_path):
+    done = CliRunner().invoke(app, ["memory", option, str(tmp_path / "missing" / "memory.png")])
+    assert "memory.png cannot be written: " in str(done.exception)
+    taken = tmp_path / "folder.png"
+    taken.mkdir()
+    done = CliRunner().invoke(app, ["memory", option, str(taken)])
+    assert "folder.png cannot be written: it is a folder" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_what_was_measured_is_shown_when_it_is_stopped(torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "CASES", (SMALL, Case(T=128)))
+    monkeypatch.setattr(bench.__main__, "available_cores", lambda: CORES)
+    measure = attention.compare
+
+    def stopped_at_the_second(case, cores, **settings):
+        if case.T == 128:
+            raise KeyboardInterrupt
+        return measure(case, cores, **settings)
+
+    monkeypatch.setattr(attention, "compare", stopped_at_the_second)
+    record = tmp_path / "attention.json"
+    done = CliRunner().invoke(app, ["attention", "--json", str(record)])
+    assert done.exit_code == 130
+    assert "stopped after 1 of 2 races; nothing was written" in done.output
+    assert "T=64" in done.output and not record.exists()
 
 
 @pytest.mark.parametrize("command", ["attention", "memory"])
