@@ -28,14 +28,22 @@ def minitransformer(*arguments, cwd=None, **settings):
     )
 
 
-def unexpected(done):
-    """Return what it said on standard error but for the kernels that it was the first to need."""
-    lines = done.stderr.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("minitransformer: compil"))
+COMPILE = """
+import numpy as np
+from minitransformer import dispatch, functional
+q = np.ones((1, 256, 1, 16), np.float32)
+dispatch.attention_backward(*dispatch.attention(q, q, q, mask=functional.causal_mask(256)))
+"""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def compiled_kernels():
+    """Let nothing be said of compiling: whoever needs kernels finds them in the tests' cache."""
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compiled_kernels):
     """A folder with a text, and a small model trained on it in ``model``."""
     root = tmp_path_factory.mktemp("cli")
     (root / "text.txt").write_text(TEXT)
@@ -43,7 +51,7 @@ def folder(tmp_path_factory):
         "train", "shakespeare", "--data", "text.txt", "--output-dir", "model", *SETTINGS, cwd=root
     )
     assert done.returncode == 0, done.stderr
-    assert unexpected(done) == ""
+    assert done.stderr == ""
     assert "step 20: training loss" in done.stdout
     assert "xz -9 needs" in done.stdout
     assert "minitransformer generate model --prompt" in done.stdout
@@ -111,7 +119,7 @@ def test_text_of_any_script_on_a_terminal_of_another(folder):
         cwd=folder,
         env=environment,
     )
-    assert (done.returncode, unexpected(done)) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
