@@ -154,13 +154,7 @@ def by_kernels(case, threads):
 
 def by_definition(case, threads):
     """Return our attention without kernels, which returns samples of its results."""
-    step = _by_dispatch(case)
-
-    def without_kernels(number):
-        with dispatch.reference():
-            return step(number)
-
-    return without_kernels
+    return without_kernels(_by_dispatch(case))
 
 
 def with_kernels(step):
@@ -173,6 +167,16 @@ def with_kernels(step):
         return value
 
     return checked
+
+
+def without_kernels(step):
+    """Return ``step``, run by definitions alone."""
+
+    def by_definitions(number):
+        with dispatch.reference():
+            return step(number)
+
+    return by_definitions
 
 
 def _by_dispatch(case):

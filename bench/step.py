@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from bench.attention import with_kernels
+from bench.attention import with_kernels, without_kernels
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS
 from bench.contenders import median_seconds, race, started, summary
 from minitransformer.data import TokenWindows
-from minitransformer.dispatch import reference
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.training import TrainingArguments, update
@@ -128,13 +127,7 @@ def our_step_by_kernels(config, rows):
 
 def our_step_by_definitions(config, rows):
     """Return the same step without kernels."""
-    step = our_step(config, rows)
-
-    def without_kernels(number):
-        with reference():
-            return step(number)
-
-    return without_kernels
+    return without_kernels(our_step(config, rows))
 
 
 def pytorch_step(config, rows, threads):

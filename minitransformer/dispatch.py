@@ -22,13 +22,17 @@ misses = collections.Counter()
 
 
 @contextlib.contextmanager
-def inference():
-    """Within this block nothing is saved for a backward pass, and caches may be used."""
-    token = _inference.set(True)
+def _within(variable, value):
+    token = variable.set(value)
     try:
         yield
     finally:
-        _inference.reset(token)
+        variable.reset(token)
+
+
+def inference():
+    """Within this block nothing is saved for a backward pass, and caches may be used."""
+    return _within(_inference, True)
 
 
 def is_inference():
@@ -36,14 +40,9 @@ def is_inference():
     return _inference.get()
 
 
-@contextlib.contextmanager
 def reference():
     """Within this block kernels are off: every operation runs its definition."""
-    token = _reference.set(True)
-    try:
-        yield
-    finally:
-        _reference.reset(token)
+    return _within(_reference, True)
 
 
 @contextlib.contextmanager
@@ -53,11 +52,8 @@ def watching(watcher):
     It has two methods, called after each pass: ``saw_forward(name, arrays, settings, y, saved)`` and
     ``saw_backward(name, dy, saved, gradients)``.
     """
-    token = _watchers.set((*_watchers.get(), watcher))
-    try:
+    with _within(_watchers, (*_watchers.get(), watcher)):
         yield watcher
-    finally:
-        _watchers.reset(token)
 
 
 def _kernel(name, arrays, settings):

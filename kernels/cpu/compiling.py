@@ -32,9 +32,14 @@ OPTIONS = {
     "boundscheck": False,
 }
 MODULES_WITH_CONSTANTS = "minitransformer.functional.attention", "minitransformer.functional.philox"
-DAMAGED = (  # what reading a pickle may raise, according to Python's documentation, and what was seen
-    *(pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError),
-    *(KeyError, ValueError),
+DAMAGED = (  # what reading a damaged pickle may raise
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    KeyError,
+    ValueError,
 )
 _lock = threading.RLock()
 
@@ -101,12 +106,11 @@ def _warn_that_nothing_is_kept(folder):
 
 
 def _found_or_kept(make, folder):
-    try:
-        with _kept_in(folder):
+    with _kept_in(folder):
+        try:
             return make(cache=True)
-    except DAMAGED:
-        shutil.rmtree(folder)  # it can be made again
-        with _kept_in(folder):
+        except DAMAGED:
+            shutil.rmtree(folder)  # it can be made again
             return make(cache=True)
 
 
@@ -152,6 +156,7 @@ def cache_folder():
     return Path(numba.config.CACHE_DIR or files.cache_folder()) / f"kernels-{_digest()}"
 
 
+@functools.cache  # a later edit is not what this process has loaded
 def _digest():
     sources = sorted(Path(__file__).parent.glob("*.py"))
     sources += [Path(importlib.import_module(name).__file__) for name in MODULES_WITH_CONSTANTS]
