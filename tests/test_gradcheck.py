@@ -7,7 +7,14 @@ import pytest
 
 from minitransformer import dispatch
 from minitransformer.functional import causal_mask, softmax, softmax_backward
-from minitransformer.gradcheck import ELEMENTS_UP_TO, GradientError, check_layer, check_model, check_operation
+from minitransformer.gradcheck import (
+    ELEMENTS_UP_TO,
+    GradientError,
+    UndecidedError,
+    check_layer,
+    check_model,
+    check_operation,
+)
 from minitransformer.layers import FeedForward, LayerNorm, Linear, PreNormBlock
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.parameters import Layer
@@ -42,6 +49,7 @@ def draw(*shape, seed=100):
     return np.random.default_rng(seed).normal(1.0, 0.5, size=shape)
 
 
+X = np.random.default_rng(7).normal(size=2000)
 SMALL = 3, 4
 LARGE = 30, 40
 assert 2 * np.prod(LARGE) > ELEMENTS_UP_TO
@@ -160,12 +168,12 @@ def test_the_upstream_gradient_is_not_what_a_test_would_draw():
         check_operation(square, lambda dy, saved: (2 * saved * saved,), x, seed=0)
 
 
-# --- kinks
+# --- kinks; test_gradcheck_kinks has more
 
 
 def test_relu_is_checked_between_its_kinks():
     near = draw(20, 20)
-    near[0, :4] = 6e-6, -6e-6, 6e-6, -6e-6  # closer than a step: two in three directions cross
+    near[0, :4] = 6e-6, -6e-6, 6e-9, -6e-12  # closer than a step
     errors = check_operation(dispatch.relu, dispatch.relu_backward, near)
     assert errors["x"] <= 1e-6
     check_layer(FeedForward(6, 50, "relu").build(dtype="float64"), draw(2, 3, 6))  # 600 parameters
@@ -183,11 +191,84 @@ def test_a_wrong_gradient_of_relu_is_caught():
         check_operation(dispatch.relu, backward, draw(*SMALL))
 
 
-def test_on_a_kink_the_check_says_so():
-    x = draw(*SMALL)
-    x[1, 1] = 0
-    with pytest.raises(GradientError, match="no direction for x avoids a kink of ReLU"):
-        check_operation(dispatch.relu, dispatch.relu_backward, x)
+@pytest.mark.parametrize("shape", [SMALL, (50, 60)])
+def test_on_a_kink_any_gradient_between_the_slopes_on_both_sides_is_right(shape):
+    def relu(x):
+        return np.maximum(x, 0.0), x
+
+    x = np.round(draw(*shape))
+    assert (x == 0).any()
+    for at_kink in (0.0, 0.3, 1.0):
+        check_operation(relu, lambda dy, x, g=at_kink: (dy * np.where(x == 0, g, x > 0),), x)
+        check_operation(relu, lambda dy, x, g=at_kink: (dy * np.where(x == 0, g, x > 0),), 0 * x)
+    for beyond in (-0.1, 1.1):
+        with pytest.raises(GradientError, match="relu: the gradient of x is wrong; at index"):
+            check_operation(relu, lambda dy, x, g=beyond: (dy * np.where(x == 0, g, x > 0),), 0 * x)
+    with pytest.raises(GradientError, match="relu: the gradient of x is wrong; at index"):
+        check_operation(relu, lambda dy, x: (dy * (x > 1),), x)
+
+
+def test_ties_are_kinks():
+    a, b = np.round(draw(2, 40, 50) * 4)
+
+    def larger(a, b):
+        return np.maximum(a, b), a >= b
+
+    assert (a == b).mean() > 0.05
+    check_operation(larger, lambda dy, first: (dy * first, dy * ~first), a, b)
+    with pytest.raises(GradientError, match="larger: the gradient of"):
+        check_operation(larger, lambda dy, first: (dy, dy * ~first), a, b)
+
+
+# --- hard to measure
+
+
+def logarithm(x):
+    return np.log(x), x
+
+
+@pytest.mark.parametrize("size", [5, 2000])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_scales_and_the_ends_of_domains(scale, size):
+    x = np.random.default_rng(2).uniform(1, 2, size) * scale
+    for error, forward, derivative in (
+        (1e-6, logarithm, lambda x: 1 / x),
+        (1e-6, lambda x: (1 / x, x), lambda x: -1 / x**2),
+        (1e-6, lambda x: (1e-8 * x**2, x), lambda x: 2e-8 * x),
+        (1e-6, lambda x: (1e8 * x**2, x), lambda x: 2e8 * x),
+        (1e-6, lambda x: (np.sin(1e4 / scale * x), x), lambda x: 1e4 / scale * np.cos(1e4 / scale * x)),
+    ):
+        assert check_operation(forward, lambda dy, x, d=derivative: (dy * d(x),), x)["x"] <= error
+        for mistake in (1.001, 0.0):
+            with pytest.raises(GradientError, match="gradient of x is wrong"):
+                check_operation(forward, lambda dy, x, d=derivative, m=mistake: (dy * d(x) * m,), x)
+
+
+@pytest.mark.parametrize("size", [5, 2000])
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x: (1e8 + 1e-9 * x, 1e-9 + 0 * x), "changes drown in the rounding of values of size"),
+        (lambda x: (np.tanh(x.astype("f4")) * 2.3, 2.3 / np.cosh(x) ** 2), "it changes in steps"),
+        (lambda x: (np.sin(1e13 * x), 1e13 * np.cos(1e13 * x)), "too close"),
+        (lambda x: (np.where(x == X[: len(x)], x, np.nan), 1 + 0 * x), "it is not finite near by|drown"),
+    ],
+    ids=["large constant", "float32 inside", "fast sine", "defined here only"],
+)
+def test_what_can_not_be_measured_is_called_neither_right_nor_wrong(forward, reason, size):
+    def wrapped(x):
+        y, derivative = forward(x)
+        return y.astype(float), derivative
+
+    with pytest.raises(UndecidedError, match=rf"wrapped: .* gradient of x is right: .*({reason})"):
+        check_operation(wrapped, lambda dy, derivative: (dy * derivative,), X[:size])
+
+
+def test_steps_of_the_users_own_are_flat():
+    for size in (5, 2000):
+        check_operation(lambda x: (np.round(x), None), lambda dy, saved: (0 * dy,), X[:size])
+        with pytest.raises(GradientError, match="gradient of x is wrong"):
+            check_operation(lambda x: (np.round(x), None), lambda dy, saved: (dy,), X[:size])
 
 
 # --- what it needs and what it leaves behind
@@ -226,7 +307,7 @@ def forward_without_saved(x):
 
 def test_float32_is_refused():
     x = draw(2, 3).astype(np.float32)
-    with pytest.raises(TypeError, match="gradcheck needs float64; the forward returned float32"):
+    with pytest.raises(TypeError, match="softmax: x is a float32 array"):
         check_operation(softmax, softmax_backward, x)
     with pytest.raises(
         TypeError, match=r"gradcheck needs float64: call build\(dtype='float64'\) on the Linear"
