@@ -16,16 +16,28 @@ from minitransformer.errors import InputError
 from minitransformer.files import read_json, write_json
 from minitransformer.functional import sinusoidal_positions
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
+from minitransformer.tensor_files import check_tensor, write_tensors
+from minitransformer.weight_files import HEAD, TABLE, WEIGHTS, read_weights, weight_files
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu", "relu": "relu"}
+CONFIG = "config.json"
 PREFIX = "transformer."
-IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")  # the masks of old files
+SYNONYMS = {
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+# ours and Hugging Face's, of which the first is written
+ACTIVATIONS = {
+    "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
+    "gelu_exact": ("gelu", "gelu_python"),
+    "relu": ("relu",),
+}
 
 # ours → Hugging Face's, once and for every block
 NAMES = {
-    "embedding.table": "wte.weight",
+    "embedding.table": TABLE,
     "positions.table": "wpe.weight",
     "norm.gain": "ln_f.weight",
     "norm.bias": "ln_f.bias",
@@ -60,7 +72,7 @@ def load_model(folder, dtype="float32", device="cpu"):
     """Return the GPT saved in ``folder``, by this library or by ``transformers``.
 
     Raises InputError when a file is missing, damaged, or does not fit the configuration. Everything is
-    compared with the file before the model takes memory.
+    compared with the file before the model takes memory, and what is read goes as the model gets it.
     """
     config = load_config(folder)
     values = read_values(folder, config, dtype)
@@ -79,12 +91,11 @@ def load_config(folder):
 
 def read_values(folder, config, dtype):
     """Return ``{path: array}``, the parameters of a model of the shape ``config``, from ``folder``."""
-    path = Path(folder) / WEIGHTS
-    tensors = read_tensors(path, lambda header: _check_header(header, config, path))
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, tensors[NAMES["embedding.table"]]):
-        raise InputError(f"{path}: lm_head.weight differs from wte.weight; expected a tied head")
+    path, files = weight_files(folder)
+    tensors = read_weights(path, files, lambda header: _check_header(header, config, path))
+    head = tensors.pop(HEAD, None)
+    if head is not None and not np.array_equal(head, tensors[TABLE]):
+        raise InputError(f"{path}: {HEAD} differs from {TABLE}; expected a tied head")
 
     learned = GPT(config).parameters()
     values = {}
@@ -98,10 +109,10 @@ def read_values(folder, config, dtype):
 
 
 def assign(model, values):
-    """Copy ``values``, ``{path: array}``, into the parameters of ``model``."""
+    """Move ``values``, ``{path: array}``, into the parameters of ``model``: none of them is left."""
     xp = array_module(model.flat.values)
     for path, parameter in model.parameters().items():
-        parameter.value[...] = xp.asarray(values[path])
+        parameter.value[...] = xp.asarray(values.pop(path))
 
 
 def _to_hugging_face(config, dtype, extra):
@@ -115,7 +126,7 @@ def _to_hugging_face(config, dtype, extra):
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_inner": config.feed_forward_width,
-        "activation_function": ACTIVATIONS[config.activation],
+        "activation_function": ACTIVATIONS[config.activation][0],
         "layer_norm_epsilon": config.eps,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
@@ -136,6 +147,7 @@ def _to_hugging_face(config, dtype, extra):
 def _from_hugging_face(config, path):
     if config.get("model_type") != "gpt2":
         raise InputError(f"{path}: model_type is {config.get('model_type')!r}; expected 'gpt2'")
+    config = {**{SYNONYMS[name]: value for name, value in config.items() if name in SYNONYMS}, **config}
     for name, expected in {
         "tie_word_embeddings": True,
         "scale_attn_weights": True,
@@ -150,7 +162,7 @@ def _from_hugging_face(config, path):
     ours = config.get("minitransformer", {})
     if not isinstance(ours, dict):
         raise InputError(f"{path}: minitransformer is {ours!r}; expected a JSON object")
-    names = {theirs: mine for mine, theirs in ACTIVATIONS.items()}
+    names = {theirs: mine for mine, all_theirs in ACTIVATIONS.items() for theirs in all_theirs}
     activation = config.get("activation_function", "gelu_new")
     if activation not in list(names):
         raise InputError(f"{path}: activation_function is {activation!r}; expected {', '.join(names)}")
@@ -206,26 +218,24 @@ def _hugging_face_name(path):
 
 
 def _check_header(header, config, path):
-    """Return the tensors to read of a file that fits ``config``; raise InputError for any other."""
-    wanted = [name for name in header if not name.endswith(IGNORED_ENDINGS)]
-    parts = {name.removeprefix(PREFIX): header[name] for name in wanted}
-    blocks = len({name.split(".")[1] for name in parts if name.startswith("h.")})
+    """Raise InputError unless the tensors of ``header`` are those of a model of the shape ``config``."""
+    blocks = len({name.split(".")[1] for name in header if name.startswith("h.")})
     if blocks != config.layers:
         raise InputError(f"{path} holds {blocks} blocks; {CONFIG} asks for {config.layers}")
+    others = dict(header)
     for _, name, shape in _layout(config):
-        check_tensor(path, name, parts, shape)
-        del parts[name]
-    if "lm_head.weight" in parts:
-        check_tensor(path, "lm_head.weight", parts, (config.vocabulary_size, config.width))
-        del parts["lm_head.weight"]
-    if parts:
-        raise InputError(f"{path} holds tensors that a GPT-2 does not have: {', '.join(sorted(parts))}")
-    return wanted
+        check_tensor(path, name, others, shape)
+        del others[name]
+    if HEAD in others:
+        check_tensor(path, HEAD, others, (config.vocabulary_size, config.width))
+        del others[HEAD]
+    if others:
+        raise InputError(f"{path} holds tensors that a GPT-2 does not have: {', '.join(sorted(others))}")
 
 
 def _cast(tensor, dtype, name, path):
     with np.errstate(over="ignore"):
-        tensor = tensor.astype(dtype)
+        tensor = tensor.astype(dtype, copy=False)
     if not np.isfinite(tensor).all():
         raise InputError(f"{path}: {name} holds values that are not finite numbers")
     return tensor

@@ -24,7 +24,7 @@ from minitransformer.cost import estimate_cost
 from minitransformer.data.corpus import CORPUS, judged
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
-from minitransformer.data.tokenizer import TOKENIZER, encode, load_tokenizer, start_id
+from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer, start_id
 from minitransformer.dispatch import reference
 from minitransformer.display import TerminalDisplay
 from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
@@ -125,7 +125,7 @@ def train(
     finally:
         display.end()
     if material.validation_text is None:
-        score = _score_task(model, material.validation)
+        score = _score_task(model, material.tokenizer, material.validation)
     else:
         tokens = material.validation.tokens
         score = _score_text(model, material.tokenizer, tokens, material.validation_text)
@@ -176,6 +176,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        vocabulary_size=id_count(tokenizer),
     )
     sys.stdout.write(prompt)
     for token in tokens:
@@ -193,7 +194,7 @@ def evaluate(
     folder, model, tokenizer = _load(folder, device)
     source, part = judged(folder, data or ())
     if not isinstance(source, Text):
-        print(json.dumps(_score_task(model, source), indent=2))
+        print(json.dumps(_score_task(model, tokenizer, source), indent=2))
         return
     with _progress("making tokens") as advance:
         tokens = token_file(source, tokenizer, advance)
@@ -305,9 +306,9 @@ def _load(folder, device):
     folder = _model_folder(folder)
     model = load_model(folder, device=device)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.get_vocab_size() != model.config.vocabulary_size:
+    if id_count(tokenizer) > model.config.vocabulary_size:  # more rows than tokens: padded for speed
         raise InputError(
-            f"{folder / TOKENIZER} has {tokenizer.get_vocab_size()} tokens but the model "
+            f"{folder / TOKENIZER} has {id_count(tokenizer)} tokens but the model only "
             f"{model.config.vocabulary_size}; they do not belong together"
         )
     return folder, model, tokenizer
@@ -334,9 +335,9 @@ def _generation_settings(folder):
     return settings
 
 
-def _score_task(model, examples):
+def _score_task(model, tokenizer, examples):
     with _progress("evaluating") as advance:
-        return evaluate_task(model, examples, advance)
+        return evaluate_task(model, examples, advance, id_count(tokenizer))
 
 
 def _score_text(model, tokenizer, tokens, text):

@@ -40,16 +40,16 @@ def evaluate_text(model, tokenizer, tokens, text, progress=lambda done, total: N
     }
 
 
-def evaluate_task(model, dataset, progress=lambda done, total: None):
+def evaluate_task(model, dataset, progress=lambda done, total: None, vocabulary_size=None):
     """Return how well ``model`` solves the examples of ``dataset`` (``Sequences``), as a dictionary.
 
     ``exact_match`` is the share of examples whose whole answer comes out right when the likeliest token is
-    always taken. One forward with the right answer in place tells: the first token that goes wrong is the
-    same either way.
+    always taken, of those below ``vocabulary_size`` if that is given. One forward with the right answer in
+    place tells: the first token that goes wrong is the same either way.
     """
     correct, places = 0, dataset.places()
     for done, targets, logits in _forwards(model, dataset, places):
-        right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
+        right = (logits[..., :vocabulary_size].argmax(axis=-1) == targets) | (targets == IGNORED)
         correct += int(right.all(axis=1).sum())
         progress(done, len(places))
     loss = whole_loss(model, dataset)

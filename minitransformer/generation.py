@@ -7,21 +7,35 @@ from minitransformer.dispatch import inference
 from minitransformer.errors import InputError
 
 
-def generate(model, ids, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, seed=0, use_cache=True):
+def generate(
+    model,
+    ids,
+    max_new_tokens,
+    *,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    use_cache=True,
+    vocabulary_size=None,
+):
     """Return an iterator over ``max_new_tokens`` token ids that continue ``ids`` (at least one id).
 
     ``temperature`` divides the logits: below 1 bolder, at 0 always the likeliest token. ``top_k`` keeps the k
     likeliest tokens, ``top_p`` the fewest whose probabilities reach p (arXiv 1904.09751). When the context
     is full, its older half is forgotten. With ``use_cache`` a step computes only its own token; without, the
-    whole context again, with the same result.
+    whole context again, with the same result. Only ids below ``vocabulary_size`` are drawn: a model may have
+    more rows than its tokenizer has tokens.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     if len(ids) == 0:
         raise InputError("the prompt is empty; expected at least one token to continue from")
-    return _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+    if vocabulary_size is not None and vocabulary_size < 1:
+        raise InputError(f"vocabulary_size is {vocabulary_size}; expected at least 1")
+    return _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocabulary_size)
 
 
-def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache):
+def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocabulary_size):
     random = np.random.default_rng(seed)
     xp = array_module(model.flat.values)
     context = list(ids)[-model.config.context_length :]
@@ -34,7 +48,7 @@ def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_c
             batch = {"ids": xp.asarray([unseen if use_cache else context])}
             h, _ = model.hidden(batch, cache=cache)
             logits, _ = model.head(h[:, -1])
-        probabilities = token_probabilities(to_numpy(logits[0]), temperature, top_k, top_p)
+        probabilities = token_probabilities(to_numpy(logits[0, :vocabulary_size]), temperature, top_k, top_p)
         token = int(random.choice(len(probabilities), p=probabilities))
         context, unseen = [*context, token], [token]
         yield token

@@ -12,9 +12,17 @@ from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
-from minitransformer.data.tokenizer import TOKENIZER, load_tokenizer, start_id, train_tokenizer
+from minitransformer.data.tokenizer import (
+    SPECIALS,
+    TOKENIZER,
+    id_count,
+    load_tokenizer,
+    save_tokenizer,
+    start_id,
+    train_tokenizer,
+)
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
-from minitransformer.files import read_json, replacing, write_json
+from minitransformer.files import read_json, write_json
 from minitransformer.models import GPT
 from minitransformer.plots import plot_training
 from minitransformer.recipes import load_recipe, recipe_from
@@ -74,7 +82,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     if resume:
         _check_same_source(output_dir, material.source)
     args = replace(recipe.training, output_dir=str(output_dir))
-    model = GPT(recipe.config(material.tokenizer.get_vocab_size())).build(seed=args.seed, device=device)
+    model = GPT(recipe.config(id_count(material.tokenizer))).build(seed=args.seed, device=device)
     files = _Files(recipe, material, data)
     prompt = material.tokenizer.encode(material.prompt).ids or [start_id(material.tokenizer)]
     samples = Samples(
@@ -173,12 +181,22 @@ class _Files(Callback):
 
     def on_save(self, trainer, folder):
         """Write the tokenizer, the source, and how to generate."""
-        with replacing(folder / TOKENIZER) as temporary:
-            self.material.tokenizer.save(str(temporary))
+        tokenizer, context_length = self.material.tokenizer, trainer.model.config.context_length
+        save_tokenizer(tokenizer, folder, context_length)
         write_json(folder / CORPUS, self.material.source)
+        # nothing ends a text, neither here nor in transformers, which goes no further than max_length
+        settings = {"bos_token_id": _start_for_transformers(tokenizer), "eos_token_id": None}
         if self.material.answer_length:
-            settings = {"max_new_tokens": self.material.answer_length, "do_sample": False}
-            write_json(folder / GENERATION, settings)
+            settings |= {"max_new_tokens": self.material.answer_length, "do_sample": False}
+        else:
+            settings["max_length"] = context_length
+        write_json(folder / GENERATION, settings)
+
+
+def _start_for_transformers(tokenizer):
+    """Return what a text without a prompt starts after; None for padding, which transformers never sees."""
+    start = start_id(tokenizer)
+    return None if tokenizer.id_to_token(start) == SPECIALS["pad_token"] else start
 
 
 def _task_material(recipe, data):

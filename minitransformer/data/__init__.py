@@ -5,7 +5,13 @@ from minitransformer.data.datasets import Sequences, TokenWindows
 from minitransformer.data.tasks import TASKS, Task
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import open_tokens, token_file
-from minitransformer.data.tokenizer import character_tokenizer, encode, load_tokenizer, train_tokenizer
+from minitransformer.data.tokenizer import (
+    character_tokenizer,
+    encode,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 __all__ = [
     "TASKS",
@@ -19,6 +25,7 @@ __all__ = [
     "load_tokenizer",
     "open_tokens",
     "python_corpus",
+    "save_tokenizer",
     "text_corpus",
     "token_file",
     "train_tokenizer",

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from minitransformer.data.text import sha256
-from minitransformer.data.tokenizer import encode_pieces, separator_id
+from minitransformer.data.tokenizer import encode_pieces, id_count, separator_id
 from minitransformer.errors import InputError
 from minitransformer.files import cache_folder, exclusive, remove_parts, replacing
 
@@ -59,7 +59,7 @@ def open_tokens(path):
 
 def write_tokens(path, text, tokenizer, progress=lambda done, total: None):
     """Write the ids of ``text`` to the ``.npy`` file ``path``, never holding more than a piece of it."""
-    dtype = np.min_scalar_type(max(tokenizer.get_vocab_size() - 1, 0))
+    dtype = np.min_scalar_type(max(id_count(tokenizer) - 1, 0))
     separator, count, done = separator_id(tokenizer), 0, 0
 
     def told(document):

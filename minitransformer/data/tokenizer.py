@@ -7,16 +7,27 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from minitransformer.errors import InputError
+from minitransformer.files import replacing, write_json
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("characters", "bpe", "wordpiece")
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's: stands between documents
 WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's
+SPECIALS = {  # by the names that transformers has for them
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    **{f"{token.strip('[]').lower()}_token": token for token in WORDPIECE_SPECIALS},
+}
 INSIDE = "##"  # begins WordPiece's tokens that do not begin a word
 CHUNK = 2**14  # characters encoded at a time: bounds the library's memory
 CHUNKS = 8
 LONGEST_WORD = 2**20  # characters: what is longer is no word, and may be cut anywhere
-NEW_WORD = re.compile(r"(?<=\S)(?=[ \t\n\r])")  # no tokenizer here makes a token across this
+NEW_WORD = re.compile(r"(?<=\S)(?=[ \t\n\r])")
+
+# what splits text at NEW_WORD whatever stands around it, if nothing else than these was done before
+DROP_SPACES = pre_tokenizers.BertPreTokenizer, pre_tokenizers.Whitespace, pre_tokenizers.WhitespaceSplit
+KEEP_SPACES = normalizers.NFC, normalizers.NFD, normalizers.Lowercase
+CHANGE_SPACES = normalizers.NFKC, normalizers.NFKD, normalizers.StripAccents, normalizers.BertNormalizer
 
 
 def train_tokenizer(kind, vocabulary_size, text, progress=lambda done, total: None):
@@ -47,25 +58,37 @@ def character_tokenizer(pieces):
 
 
 def encode(tokenizer, text):
-    """Return the ids of ``text``, an int64 array; raise InputError for characters it does not know."""
+    """Return the ids of ``text``, an int64 array; raise InputError for characters it does not know.
+
+    They are those of the text alone: whatever ``tokenizer`` was told for a call or a model (see ``plain``),
+    nothing is cut off, filled up or put around it.
+    """
     return np.concatenate([np.empty(0, np.int64), *encode_pieces(tokenizer, [text])])
 
 
 def encode_pieces(tokenizer, pieces):
-    """Yield the ids of a text that comes in strings, ``pieces``, as int64 arrays of some ten thousand."""
-    known = set(tokenizer.get_vocab()) if is_character_level(tokenizer) else None
+    """Yield the ids of a text that comes in strings, ``pieces``, as int64 arrays of some ten thousand.
+
+    A tokenizer that may make a token across two words is given the whole text at once.
+    """
+    tokenizer = plain(tokenizer)
+    known, anywhere = _known_characters(tokenizer), is_character_level(tokenizer)
+    if not (anywhere or _splits_at_new_words(tokenizer)):
+        text = "".join(pieces)
+        _check_known(tokenizer, known, text)
+        yield from _encoded(tokenizer, [text])
+        return
     rest = ""
     for piece in pieces:
-        if known is not None:
-            _check_known(piece, known)
-        *chunks, rest = _chunks(rest + piece, anywhere=known is not None)
+        _check_known(tokenizer, known, piece)
+        *chunks, rest = _chunks(rest + piece, anywhere)
         yield from _encoded(tokenizer, chunks)
     yield from _encoded(tokenizer, [rest])
 
 
 def encode_bytes(tokenizer, content):
     """Return the ids of any bytes, UTF-8 or not, by a byte-level tokenizer; ``decode_bytes`` goes back."""
-    ids = []
+    ids, tokenizer = [], plain(tokenizer)
     for part in re.split("([\udc80-\udcff])", content.decode("utf-8", "surrogateescape")):
         if "\udc80" <= part <= "\udcff" and len(part) == 1:
             ids.append(tokenizer.token_to_id(LETTERS[ord(part) - 0xDC00]))
@@ -81,8 +104,9 @@ def decode_bytes(tokenizer, ids):
 
 def token_byte_count(tokenizer, index):
     """Return how many bytes of UTF-8 text the token ``index`` stands for; a special token stands for none."""
-    if index in tokenizer.get_added_tokens_decoder():
-        return 0
+    added = tokenizer.get_added_tokens_decoder().get(index)
+    if added is not None:
+        return 0 if added.special else len(added.content.encode("utf-8"))
     if is_byte_level(tokenizer):
         return len(_token_bytes(tokenizer, index))
     token = tokenizer.decode([index])
@@ -93,8 +117,8 @@ def token_byte_count(tokenizer, index):
 
 def is_character_level(tokenizer):
     """Return True if every token is one character and nothing else is done: text may be cut anywhere."""
-    steps = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.truncation, tokenizer.padding
-    return steps == (None,) * 4 and all(len(token) == 1 for token in tokenizer.get_vocab())
+    steps = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return steps == (None, None) and all(len(token) == 1 for token in tokenizer.get_vocab())
 
 
 def is_byte_level(tokenizer):
@@ -103,8 +127,16 @@ def is_byte_level(tokenizer):
 
 
 def is_reversible(tokenizer):
-    """Return True if the text comes back from its tokens as it was."""
-    return not isinstance(tokenizer.decoder, decoders.WordPiece)
+    """Return True if any text comes back from its tokens as it was."""
+    known = all(tokenizer.token_to_id(letter) is not None for letter in LETTERS)
+    return tokenizer.normalizer is None and (
+        (is_byte_level(tokenizer) and known) or _known_characters(tokenizer) is not None
+    )
+
+
+def id_count(tokenizer):
+    """Return one more than the largest id: how many rows a table needs that has one for every token."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def separator_id(tokenizer):
@@ -119,14 +151,63 @@ def start_id(tokenizer):
 
 
 def load_tokenizer(folder):
-    """Return the tokenizer of a trained model's ``folder`` (its ``tokenizer.json``)."""
+    """Return the tokenizer of a trained model's ``folder`` (its ``tokenizer.json``), as ``plain`` does."""
     path = Path(folder) / TOKENIZER
     if not path.is_file():
         raise InputError(f"{path} is missing; a trained model's folder holds one")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path} is not a tokenizer file: {error}") from None
+    _forget(tokenizer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer, folder, context_length):
+    """Write ``tokenizer`` to ``folder``, so that ``AutoTokenizer`` of ``transformers`` gives the same ids.
+
+    Beside ``tokenizer.json`` that takes ``tokenizer_config.json``: without it ``transformers`` rebuilds what
+    it reads into the tokenizer that models of this type usually have. ``context_length`` tokens are the
+    longest text that it lets pass without a warning.
+    """
+    folder = Path(folder)
+    with replacing(folder / TOKENIZER) as temporary:
+        plain(tokenizer).save(str(temporary))
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": bool(getattr(tokenizer.pre_tokenizer, "add_prefix_space", False)),
+        **{name: token for name, token in SPECIALS.items() if token in added},
+    }
+    write_json(folder / TOKENIZER_CONFIG, settings)
+
+
+def plain(tokenizer):
+    """Return ``tokenizer`` without what makes more or less of a text than its tokens, or a copy without it.
+
+    ``transformers`` leaves the truncation and padding of its last call in a tokenizer, and in its file;
+    post-processors put special tokens around a text; dropout makes its tokens random.
+    """
+    told = tokenizer.truncation, tokenizer.padding, tokenizer.post_processor
+    if told != (None, None, None) or tokenizer.encode_special_tokens or _sampling(tokenizer.model):
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        _forget(tokenizer)
+    return tokenizer
+
+
+def _forget(tokenizer):
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.post_processor = None
+    for name in _sampling(tokenizer.model):
+        setattr(tokenizer.model, name, None)
+
+
+def _sampling(model):
+    """Return the settings by which ``model`` draws among several ways to split a word."""
+    return [name for name in ("dropout", "alpha", "nbest_size") if getattr(model, name, None) is not None]
 
 
 def _letters_of_bytes():
@@ -209,8 +290,25 @@ def _told(text, progress, before=0, times=1):
         progress(done, times * text.byte_count)
 
 
-def _check_known(piece, known):
-    unknown = sorted(set(piece) - known)
+def _known_characters(tokenizer):
+    """Return the characters that a text may have, or None if others get a token too, or if that is unclear.
+
+    A byte-pair model without a token for what is unknown passes over it in silence.
+    """
+    model = tokenizer.model
+    if not isinstance(model, models.BPE) or model.unk_token or model.byte_fallback:
+        return None
+    if (tokenizer.normalizer, tokenizer.pre_tokenizer) != (None, None):
+        return None
+    return {token for token in tokenizer.get_vocab(with_added_tokens=False) if len(token) == 1}
+
+
+def _check_known(tokenizer, known, text):
+    if known is None:
+        return
+    for added in tokenizer.get_added_tokens_decoder().values():
+        text = text.replace(added.content, "")
+    unknown = sorted(set(text) - known)
     if unknown:
         shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -218,6 +316,21 @@ def _check_known(piece, known):
             f"the text has characters that the model never saw: {shown}{more}; "
             f"it knows {len(known)} characters"
         )
+
+
+def _splits_at_new_words(tokenizer):
+    """Return True if no token lies across NEW_WORD, and a word has the same tokens at a text's beginning."""
+    splitting, normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
+    if isinstance(splitting, DROP_SPACES):
+        allowed = *KEEP_SPACES, *CHANGE_SPACES
+    elif isinstance(splitting, pre_tokenizers.ByteLevel):
+        allowed = () if splitting.add_prefix_space or not splitting.use_regex else KEEP_SPACES
+    else:
+        return False
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    return (normalizer is None or isinstance(normalizer, allowed)) and not any(
+        token.rstrip or NEW_WORD.search(token.content) for token in tokens
+    )
 
 
 def _chunks(text, anywhere):
