@@ -37,12 +37,12 @@ def weight_files(folder):
     if not index.is_file():
         raise InputError(_found_instead(folder))
     places = read_json(index).get("weight_map")
-    names = set(places.values()) if isinstance(places, dict) else set()
-    if not names or not all(name == Path(name).name != "" for name in names):
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name != "" for name in names):
         raise InputError(
             f"{index}: weight_map is {places!r:.80}; expected for each tensor a file in the same folder"
         )
-    files = sorted(folder / name for name in names)
+    files = sorted({folder / name for name in names})
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is missing, one of the {len(files)} files that {index.name} names")

@@ -322,15 +322,17 @@ def _splits_at_new_words(tokenizer):
     """Return True if no token lies across NEW_WORD, and a word has the same tokens at a text's beginning."""
     splitting, normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
     if isinstance(splitting, DROP_SPACES):
-        allowed = *KEEP_SPACES, *CHANGE_SPACES
+        harmless = *KEEP_SPACES, *CHANGE_SPACES
     elif isinstance(splitting, pre_tokenizers.ByteLevel):
-        allowed = () if splitting.add_prefix_space or not splitting.use_regex else KEEP_SPACES
+        harmless = KEEP_SPACES
+        if splitting.add_prefix_space or not splitting.use_regex:
+            return False
     else:
         return False
-    tokens = tokenizer.get_added_tokens_decoder().values()
-    return (normalizer is None or isinstance(normalizer, allowed)) and not any(
-        token.rstrip or NEW_WORD.search(token.content) for token in tokens
-    )
+    if normalizer is not None and not isinstance(normalizer, harmless):
+        return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    return not any(token.rstrip or NEW_WORD.search(token.content) for token in added)
 
 
 def _chunks(text, anywhere):
