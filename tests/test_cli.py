@@ -65,10 +65,12 @@ def test_the_output_folder(folder):
         "checkpoint-30",
         "config.json",
         "corpus.json",
+        "generation_config.json",
         "metrics.jsonl",
         "model.safetensors",
         "run.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "training.png",
     ]
     lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]

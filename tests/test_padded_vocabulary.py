@@ -14,6 +14,9 @@ from minitransformer.evaluation import evaluate_task
 from minitransformer.generation import generate
 from minitransformer.models import GPT, GPTConfig
 
+# an old matplotlib with a new pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
+
 TEXT = "hear me speak\n"
 TOKENIZER = character_tokenizer(TEXT)
 TOKENS, ROWS = TOKENIZER.get_vocab_size(), 16

@@ -14,6 +14,9 @@ from minitransformer.generation import generate
 from minitransformer.recipes import load_recipe
 from minitransformer.run import train_recipe
 
+# an old matplotlib with a new pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
+
 LENGTH, NEW = 32, 10
 LEARNED = (
     """Before we proceed any further, hear me speak.
