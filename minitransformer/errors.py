@@ -7,6 +7,10 @@ class InputError(ValueError):
     """Something that was given cannot be used: says what was wrong, what was expected, how to mend it."""
 
 
+class UnknownSettingError(InputError, TypeError):
+    """There is no setting of this name; a TypeError too, as Python raises for an unexpected keyword."""
+
+
 class ChangedSettingError(InputError):
     """A run cannot be continued with another value of this setting."""
 
@@ -20,7 +24,11 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, signal, folder):
         super().__init__(f"stopped by signal {signal}; {folder} holds the last checkpoint")
-        self.signal = signal
+        self.signal, self.folder = signal, folder
+
+    def __reduce__(self):
+        """An error that another process raised arrives as it was."""
+        return type(self), (self.signal, self.folder)
 
 
 class DivergedError(ArithmeticError):

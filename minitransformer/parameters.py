@@ -5,19 +5,25 @@ one buffer for all values and one for all gradients. An optimiser step, clipping
 are then each a pass over one array.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer.arrays import ALIGNMENT, aligned_zeros, device_module
+from minitransformer.arrays import ALIGNMENT, aligned_zeros, array_module, device_module
+from minitransformer.errors import InputError
+from minitransformer.outline import Node, outline
+
+SHOWN = (bool, int, float, str)  # settings of a layer of these types are printed with it
 
 
 class Parameter:
     """An array that is learned: its ``value`` and its ``gradient``, once its model is built.
 
-    ``initialise(random, shape)`` returns the initial value, given a ``numpy.random.Generator``. ``decays``
-    says whether weight decay applies; by default to every parameter of two or more dimensions.
+    ``initialise(random, shape)`` returns the initial value, given a ``numpy.random.Generator``; a function
+    of a module, not a lambda, if the model is to be sent to another process. ``decays`` says whether weight
+    decay applies; by default to every parameter of two or more dimensions.
     """
 
     def __init__(self, shape, initialise, decays=None):
@@ -33,18 +39,36 @@ class Parameter:
 
     @property
     def value(self):
-        """The array itself: a view into the root's ``flat.values``."""
+        """The array itself: a view into the root's ``flat.values``. What is assigned is written there."""
         return self._view("values")
+
+    @value.setter
+    def value(self, array):
+        self._write("value", self.value, array)
 
     @property
     def gradient(self):
-        """What pullbacks have added up: a view into the root's ``flat.gradients``."""
+        """What pullbacks have added up: a view into ``flat.gradients``, where assignments are written."""
         return self._view("gradients")
+
+    @gradient.setter
+    def gradient(self, array):
+        self._write("gradient", self.gradient, array)
 
     def _view(self, buffer):
         if self.root is None:
             raise RuntimeError("this parameter has no memory yet: call build() on the model it belongs to")
         return getattr(self.root.flat, buffer)[self.part].reshape(self.shape)
+
+    def _write(self, name, view, array):
+        """Copy ``array`` into ``view``: ``parameter.gradient += dw`` is such an assignment, too."""
+        array = array_module(view).asarray(array)
+        if array.shape != self.shape:
+            raise InputError(
+                f"the {name} of a parameter of shape {self.shape} was assigned an array of shape "
+                f"{array.shape}; to set every entry to one number, assign it to {name}[...]"
+            )
+        view[...] = array
 
     def __repr__(self):
         return f"Parameter({'×'.join(map(str, self.shape))})"
@@ -63,6 +87,10 @@ class Flat(NamedTuple):
     values: Any
     gradients: Any
     runs: tuple
+
+    def __reduce__(self):
+        """Copies, in this process or another, are aligned like the original: they compute the same bits."""
+        return _aligned_flat, tuple(self)
 
 
 class Layer:
@@ -126,6 +154,14 @@ class Layer:
             raise RuntimeError(f"this {type(self).__name__} has no memory yet: call build() first")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def __repr__(self):
+        return f"{type(self).__name__}({self.parameter_count():,} parameters)"
+
+    def __str__(self):
+        tree = _node("", self, "", {})
+        unbuilt = any(parameter.root is None for parameter in self.parameters().values())
+        return f"{outline(tree)}\n{tree.total:,} parameters{', not built yet' if unbuilt else ''}"
+
     def zero_gradients(self):
         """Set every gradient to zero; pullbacks only ever add."""
         self.flat.gradients[...] = 0
@@ -137,7 +173,11 @@ class Layer:
 
 def normal(deviation):
     """Return an initialiser: independent normal entries of mean 0."""
-    return lambda random, shape: random.normal(0.0, deviation, shape)
+    return functools.partial(_draw_normal, deviation)
+
+
+def _draw_normal(deviation, random, shape):
+    return random.normal(0.0, deviation, shape)
 
 
 def zeros(random, shape):
@@ -150,18 +190,59 @@ def ones(random, shape):
     return np.ones(shape)
 
 
+def _aligned_flat(values, gradients, runs):
+    return Flat(_aligned(values), _aligned(gradients), runs)
+
+
+def _aligned(array):
+    """Return ``array`` (N,), or a copy of it if its memory does not start on a 64-byte boundary."""
+    xp = array_module(array)
+    if xp is not np or array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned_zeros(xp, array.size, array.dtype)
+    copy[...] = array
+    return copy
+
+
 def _walk(member, path):
     """Yield the path and the Parameter of everything that ``member`` holds."""
     if isinstance(member, Parameter):
         yield path, member
         return
-    if isinstance(member, Layer):
-        parts = {name: part for name, part in vars(member).items() if name != "flat"}
-    elif isinstance(member, dict):
-        parts = member
-    elif isinstance(member, list | tuple):
-        parts = dict(enumerate(member))
-    else:
-        return
-    for name, part in parts.items():
+    for name, part in _parts(member).items():
         yield from _walk(part, f"{path}.{name}" if path else str(name))
+
+
+def _parts(member):
+    """Return what ``member`` holds, by name, where parameters may be found: nothing if it holds none."""
+    if isinstance(member, Layer):
+        return {name: part for name, part in vars(member).items() if name != "flat"}
+    if isinstance(member, list | tuple):
+        return dict(enumerate(member))
+    return member if isinstance(member, dict) else {}
+
+
+def _node(name, layer, path, seen):
+    """Return the ``Node`` of ``layer``; ``seen`` holds the parameters that were shown, by identity."""
+    settings = [f"{key}={part!r}" for key, part in vars(layer).items() if isinstance(part, SHOWN)]
+    kind = type(layer).__name__ + (f"({', '.join(settings)})" if settings else "")
+    parts, size, children = [], 0, []
+    for key, part in _members(layer):
+        place = f"{path}.{key}" if path else key
+        if isinstance(part, Layer):
+            children.append(_node(key, part, place, seen))
+        elif seen.setdefault(id(part), place) == place:
+            parts.append(f"{key} {' × '.join(map(str, part.shape))}")
+            size += part.size
+        else:
+            parts.append(f"{key} = {seen[id(part)]}")
+    return Node(name, kind, ", ".join(parts), size, tuple(children))
+
+
+def _members(holder, prefix=""):
+    """Yield name and value of the layers and parameters in ``holder``, its lists and dictionaries opened."""
+    for key, part in _parts(holder).items():
+        if isinstance(part, Layer | Parameter):
+            yield f"{prefix}{key}", part
+        else:
+            yield from _members(part, f"{prefix}{key}.")

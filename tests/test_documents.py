@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minitransformer"
 
 # from the ground up; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "arrays", "memory", "files", "tensor_files", "weight_files"},
+    {"errors", "suggestions", "outline", "arrays", "memory", "files", "tensor_files", "weight_files"},
     {"functional"},
     {"kernels"},
     {"dispatch"},

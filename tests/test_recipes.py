@@ -1,21 +1,17 @@
 """Recipes: the settings that others published, and what can be set, by name."""
 
+import inspect
 import json
 import math
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 
 import pytest
 
 from minitransformer.errors import InputError
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.recipes import (
-    ELSEWHERE,
-    Recipe,
-    TextSettings,
-    load_recipe,
-    recipe_from,
-    recipe_names,
-)
+from minitransformer.recipes import Recipe, TextSettings, load_recipe, recipe_from, recipe_names
+from minitransformer.suggestions import ELSEWHERE
 from minitransformer.training import TrainingArguments
 
 
@@ -200,7 +196,7 @@ def test_settings_of_the_text():
     [
         ("shakespere", "", "there is no recipe 'shakespere'; did you mean 'shakespeare'"),
         ("zzz", "", "there is no recipe 'zzz'; there are addition, python, "),
-        ("python", "max_step=3", "there is no setting 'max_step'; did you mean 'max_steps'"),
+        ("python", "max_step=3", "^there is no setting 'max_step'; did you mean 'max_steps'"),
         ("python", "max_steps", "'max_steps' is not name=value"),
         ("python", "max_steps=", "max_steps is ''; expected a value of type int"),
         ("python", "max_steps=many", "max_steps is 'many'; expected a value of type int"),
@@ -210,7 +206,7 @@ def test_settings_of_the_text():
         ("python", "bias=1", "bias is 1; expected a value of type bool"),
         ("python", "heads=3", "a width of 128 cannot be divided into 3 heads"),
         ("python", "activation=swish", "activation is 'swish'; expected one of "),
-        ("python", "lr=3", "there is no setting 'lr'; did you mean 'learning_rate'"),
+        ("python", "lr=3", "^there is no setting 'lr'; did you mean 'learning_rate'"),
         ("python", "learning_rate=nan", "learning_rate is nan"),
         ("python", "learning_rate=inf", "learning_rate is inf"),
         ("python", "output_dir=x", "there is no setting 'output_dir'"),
@@ -236,6 +232,34 @@ def test_what_other_projects_call_a_setting_leads_to_one_that_exists():
     known = {field.name for part in (GPTConfig, TrainingArguments, TextSettings) for field in fields(part)}
     assert set(ELSEWHERE.values()) <= known
     assert not set(ELSEWHERE) & known
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (GPTConfig, {"n_layer": 3}, "there is no setting 'n_layer'; did you mean 'layers'?"),
+        (GPTConfig, {"heads": 3, "contextlength": 8}, "'contextlength'; did you mean 'context_length'?"),
+        (
+            GPTConfig,
+            {"n_head": 2, "n_embd": 8},
+            "did you mean 'heads'? there is no setting 'n_embd'; did you",
+        ),
+        (GPTConfig, {"lr": 0.1}, "there is no setting 'lr'; there are activation, bias, "),
+        (TrainingArguments, {"batch_size": 4}, "did you mean 'per_device_train_batch_size'?"),
+        (TrainingArguments, {"eval_strategy": "steps"}, "did you mean 'eval_steps'?"),
+        (TextSettings, {"vocab_size": 4}, "did you mean 'vocabulary_size'?"),
+    ],
+)
+def test_a_keyword_that_does_not_exist_is_answered_by_the_one_that_was_meant(settings, given, message):
+    for expected in (InputError, TypeError):
+        with pytest.raises(expected, match=re.escape(message)):
+            settings(**given)
+
+
+def test_settings_show_their_names_to_completion():
+    assert list(inspect.signature(GPTConfig).parameters) == [field.name for field in fields(GPTConfig)]
+    with pytest.raises(TypeError, match="did you mean 'layers'"):
+        replace(GPTConfig(), n_layer=3)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -120,21 +120,27 @@ class PostNormBlock(Layer):
         return y, backward
 
 
-def recompute(layer):
-    """Return ``layer`` with a forward that saves nothing: its backward runs the forward once more.
+class Recomputed(Layer):
+    """A layer with a forward that saves nothing: its backward runs the forward once more.
 
     Memory for time (Chen et al., arXiv 1604.06174). Dropout draws the same masks again: they depend on the
     key alone.
     """
 
-    def recomputed(*arrays, **settings):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, *arrays, **settings):
         with inference():
-            y, _ = layer(*arrays, **settings)
+            y, _ = self.layer(*arrays, **settings)
 
         def backward(*dy):
-            _, layer_backward = layer(*arrays, **settings)
+            _, layer_backward = self.layer(*arrays, **settings)
             return layer_backward(*dy)
 
         return y, backward
 
-    return recomputed
+
+def recompute(layer):
+    """Return ``layer`` as a ``Recomputed`` one, of the same parameters."""
+    return Recomputed(layer)

@@ -24,11 +24,13 @@ from minitransformer.layers import (
 from minitransformer.layers.attention import head_width
 from minitransformer.layers.blocks import ACTIVATIONS
 from minitransformer.parameters import Layer
+from minitransformer.suggestions import suggesting
 
 DEVIATION = 0.02  # of all initial weights (GPT-2)
 POSITIONS = ("learned", "sinusoidal")
 
 
+@suggesting
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's smallest.

@@ -1,6 +1,5 @@
 """Recipes: all settings of a training run by name, as TOML files in this folder."""
 
-import difflib
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -9,27 +8,14 @@ from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError, check_types
 from minitransformer.models import GPTConfig
+from minitransformer.suggestions import check_settings, suggesting, suggestion
 from minitransformer.training import TrainingArguments
 
 CORPORA = ("python", "text", *TASKS)
 PARTS = {"name": str, "description": str, "corpus": str, "text": dict, "model": dict, "training": dict}
-# what other projects call it
-ELSEWHERE = {
-    "lr": "learning_rate",
-    "steps": "max_steps",
-    "epochs": "num_train_epochs",
-    "max_iters": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "block_size": "context_length",
-    "n_positions": "context_length",
-    "n_layer": "layers",
-    "n_head": "heads",
-    "n_embd": "width",
-    "hidden_size": "width",
-    "vocab_size": "vocabulary_size",
-}
 
 
+@suggesting
 @dataclass(frozen=True)
 class TextSettings:
     """How text becomes tokens: ``tokenizer`` is ``"characters"``, ``"bpe"`` or ``"wordpiece"``; the latter
@@ -48,6 +34,7 @@ class TextSettings:
             raise InputError(f"vocabulary_size is {self.vocabulary_size}; give how many tokens to learn")
 
 
+@suggesting
 @dataclass(frozen=True)
 class Recipe:
     """A named run: ``corpus`` is "python", "text" or a task; ``model`` holds ``GPTConfig``'s fields."""
@@ -81,7 +68,7 @@ def load_recipe(name, assignments=()):
     InputError for a recipe or a setting that does not exist (suggesting the nearest) and for an unfit value.
     """
     if name not in recipe_names():
-        raise InputError(f"there is no recipe {name!r}{_nearest(name, recipe_names())}")
+        raise InputError(f"there is no recipe {name!r}{suggestion(name, recipe_names())}")
     text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return recipe_from({"name": name, **tomllib.loads(text)}, assignments)
 
@@ -105,6 +92,8 @@ def recipe_from(table, assignments=()):
         text, training = TextSettings(**parts["text"]), TrainingArguments(**parts["training"])
         recipe = Recipe(**description, model=parts["model"], training=training, text=text)
         recipe.config(vocabulary_size=1)
+    except InputError:
+        raise
     except (KeyError, TypeError) as error:
         raise InputError(f"the recipe is damaged: {error}") from None
     return recipe
@@ -120,13 +109,10 @@ def _assign(parts, assignments):
     for assignment in assignments:
         setting, equals, written = assignment.partition("=")
         setting = setting.strip()
-        part = next((part for part, names in known.items() if setting in names), None)
         if not equals:
             raise InputError(f"{assignment!r} is not name=value")
-        if part is None:
-            raise InputError(
-                f"there is no setting {setting!r}{_nearest(setting, set().union(*known.values()))}"
-            )
+        check_settings([setting], set().union(*known.values()))
+        part = next(part for part, names in known.items() if setting in names)
         parts[part][setting] = _value(written.strip())
 
 
@@ -141,10 +127,3 @@ def _value(written):
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         return written
-
-
-def _nearest(name, known):
-    if name in ELSEWHERE:
-        return f"; did you mean {ELSEWHERE[name]!r}?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"

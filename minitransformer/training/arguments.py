@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from minitransformer.errors import ChangedSettingError, InputError, check_types
+from minitransformer.suggestions import suggesting
 from minitransformer.training.optimisers import OPTIMISERS
 from minitransformer.training.schedules import SCHEDULES, scheduled_learning_rate
 
@@ -18,6 +19,7 @@ AT_LEAST_ONE = (
 MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit")
 
 
+@suggesting
 @dataclass(frozen=True)
 class TrainingArguments:
     """How to train, with the field names of Hugging Face's ``TrainingArguments`` where it has one.

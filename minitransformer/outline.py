@@ -1,0 +1,49 @@
+"""The tree that ``print(model)`` shows: what is in it, of which shape, and how much of it."""
+
+import itertools
+from typing import NamedTuple
+
+
+class Node(NamedTuple):
+    """A line of the tree: ``name: kind``, its own ``parts`` with their shapes, and their ``size`` in all."""
+
+    name: str
+    kind: str
+    parts: str = ""
+    size: int = 0
+    children: tuple = ()
+
+    @property
+    def total(self):
+        """The sizes in this tree, summed."""
+        return self.size + sum(child.total for child in self.children)
+
+
+def outline(node):
+    """Return the tree ``node`` as text; neighbours that differ in their names alone become one, with ×."""
+    rows = list(_rows(node, 1, 0))
+    columns = list(zip(*(row for row in rows if row[2]), strict=True)) or [("",)] * 3
+    label_width, parts_width, size_width = (max(map(len, column)) for column in columns)
+    lines = (
+        f"{label:<{label_width}}  {parts:<{parts_width}}  {size:>{size_width}}".rstrip()
+        for label, parts, size in rows
+    )
+    return "\n".join(lines)
+
+
+def _rows(node, times, depth):
+    """Yield label, parts and size of ``node``, which stands for ``times`` like it, and of what is in it."""
+    kind = f"{times} × {node.kind}" if times > 1 else node.kind
+    size = f"{times} × {node.total:,}" if times > 1 else f"{node.size:,}" if node.parts else ""
+    yield "  " * depth + (f"{node.name}: {kind}" if node.name else kind), node.parts, size
+    for _, alike in itertools.groupby(node.children, lambda child: child._replace(name=_stem(child.name))):
+        first, *others = alike
+        if others:
+            first = first._replace(name=_stem(first.name))
+        yield from _rows(first, 1 + len(others), depth + 1)
+
+
+def _stem(name):
+    """Return ``name`` without the number that it has in a list: "blocks" for "blocks.3"."""
+    stem, _, number = name.rpartition(".")
+    return stem if number.isdigit() else name
