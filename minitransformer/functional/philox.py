@@ -29,6 +29,11 @@ def split(key, count):
     """
     if key is None:
         return (None,) * count
+    if not isinstance(key, Key):
+        raise TypeError(
+            f"key is a {type(key).__name__}; expected a Key, which turns dropout on, or None "
+            "(a model's targets are part of its batch)"
+        )
     return tuple(Key(key.seed, _mix(_mix(key.stream) + index + 1)) for index in range(count))
 
 

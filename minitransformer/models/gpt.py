@@ -23,6 +23,7 @@ from minitransformer.layers import (
 )
 from minitransformer.layers.attention import head_width
 from minitransformer.layers.blocks import ACTIVATIONS
+from minitransformer.models.batch import as_batch
 from minitransformer.parameters import Layer
 from minitransformer.suggestions import suggesting
 
@@ -78,6 +79,9 @@ class GPT(Layer):
     - ``ids`` (B, T), the tokens;
     - ``targets`` (B, T), for the loss: the token that follows each; −100 where there is nothing to predict;
     - ``lengths`` (B,), if rows are padded on the right: how many tokens of each are real.
+
+    Ids alone will do where nothing else is needed, and Hugging Face's ``input_ids`` and ``attention_mask``. A
+    call returns two things, the value and the pullback: ``logits, backward = model(ids)``.
     """
 
     def __init__(self, config):
@@ -113,11 +117,11 @@ class GPT(Layer):
         ``key`` turns dropout on. ``cache`` (from ``self.cache``, only under ``inference()``) holds what came
         before: the batch then brings the tokens that follow.
         """
-        ids = batch["ids"]
+        batch = self._batch(batch)
         mask, positions, new_lengths = self._mask_and_positions(batch, cache)
         embedding_key, *block_keys = split(key, 1 + len(self.blocks))
 
-        x, embedding_backward = self.embedding(ids)
+        x, embedding_backward = self.embedding(batch["ids"])
         x, positions_backward = self.positions(x, positions)
         x, dropout_backward = self.dropout(x, embedding_key)
         block_backwards = []
@@ -164,6 +168,11 @@ class GPT(Layer):
 
         ``backward({"tokens": weight})`` adds weight · gradient; with the weight 1/count the loss is the mean.
         """
+        batch = self._batch(batch)
+        if "targets" not in batch:
+            raise InputError(
+                "the batch has no targets; give {'ids': …, 'targets': …}: for each token the one that follows"
+            )
         h, hidden_backward = self.hidden(batch, key)
         table = self.embedding.table
         total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=batch["targets"])
@@ -199,6 +208,9 @@ class GPT(Layer):
         products = config.layers * block + config.vocabulary_size * config.width
         return 2 * length * products + 4 * config.layers * length**2 * config.width
 
+    def _batch(self, given):
+        return as_batch(array_module(self.embedding.table.value), given)
+
     def _mask_and_positions(self, batch, cache):
         ids = batch["ids"]
         xp = array_module(ids)
@@ -206,7 +218,7 @@ class GPT(Layer):
         lengths = batch.get("lengths")
         if cache is None:
             if length > self.config.context_length:
-                raise ValueError(
+                raise InputError(
                     f"a sequence of {length} tokens is longer than "
                     f"the model's {self.config.context_length} positions"
                 )
