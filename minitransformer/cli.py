@@ -16,7 +16,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers.decoders import DecodeStream
 
 from minitransformer.attention_maps import attention_maps, plot_attention, token_labels
 from minitransformer.checkpoint import CONFIG, load_model
@@ -24,20 +23,19 @@ from minitransformer.cost import estimate_cost
 from minitransformer.data.corpus import CORPUS, judged
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
-from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer, start_id
+from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer
 from minitransformer.dispatch import reference
 from minitransformer.display import TerminalDisplay
 from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import evaluate_task, evaluate_text
-from minitransformer.files import read_json
-from minitransformer.generation import generate as generate_ids
 from minitransformer.info import information
 from minitransformer.memory import peak_memory, reuse_freed_memory
 from minitransformer.plots import FORMATS, plot_positions, position_table
 from minitransformer.recipes import load_recipe, recipe_names
-from minitransformer.run import GENERATION, PICTURE, resumed_recipe, train_recipe
+from minitransformer.run import PICTURE, resumed_recipe, train_recipe
 from minitransformer.training.checkpoints import last_checkpoint
 from minitransformer.training.trainer import METRICS
+from minitransformer.writing import Writer, usual_settings
 
 SIGNALLED = 128  # plus the signal's number: how shells report it
 
@@ -159,30 +157,43 @@ def generate(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of mass p.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text, were it to come; can be repeated."),
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option(metavar="N", help="How many texts to write, with the seeds SEED, SEED + 1, …")
+    ] = 1,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            help="Read prompts from standard input, a line each, and continue them one by one, each with the "
+            "next seed. Ctrl-C ends a text, Ctrl-D the program.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     device: Device = "cpu",
     kernels: ChosenKernels = Kernels.FUSED,
 ):
     """Write text with a trained model, as it is drawn."""
     folder, model, tokenizer = _load(folder, device)
-    ids = encode(tokenizer, prompt).tolist() if prompt else [start_id(tokenizer)]
-    stream = DecodeStream(skip_special_tokens=False)
-    usual = _generation_settings(folder)
-    tokens = generate_ids(
+    usual = usual_settings(folder)
+    writer = Writer(
         model,
-        ids,
+        tokenizer,
+        seed,
+        num_samples,
         max_new_tokens=usual["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
         temperature=usual["temperature"] if temperature is None else temperature,
         top_k=top_k,
         top_p=top_p,
-        seed=seed,
-        vocabulary_size=id_count(tokenizer),
+        stop=stop,
     )
-    sys.stdout.write(prompt)
-    for token in tokens:
-        sys.stdout.write(stream.step(tokenizer, token) or "")
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    if prompt or not interactive:
+        writer.write(prompt)
+    if interactive and not writer.answer_lines():
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -320,19 +331,6 @@ def _model_folder(folder):
         return folder
     print(f"(the run in {folder} has not ended: this is its {last.name})", file=sys.stderr)
     return last
-
-
-def _generation_settings(folder):
-    """Return how this model is to generate, unless the user wants it otherwise."""
-    settings = {"max_new_tokens": 500, "temperature": 0.8}
-    path = folder / GENERATION
-    if path.exists():
-        written = read_json(path)
-        if isinstance(written.get("max_new_tokens"), int):
-            settings["max_new_tokens"] = written["max_new_tokens"]
-        if written.get("do_sample") is False and "temperature" not in written:
-            settings["temperature"] = 0.0
-    return settings
 
 
 def _score_task(model, tokenizer, examples):

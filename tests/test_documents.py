@@ -19,11 +19,11 @@ FLOORS = [
     {"parameters", "layers", "tracing"},
     {"models", "gradcheck"},
     {"data", "plots"},
-    {"evaluation", "generation", "checkpoint", "attention_maps"},
+    {"evaluation", "streaming", "generation", "checkpoint", "attention_maps"},
     {"training"},
     {"recipes", "info"},
     {"run"},
-    {"cost", "display"},
+    {"cost", "display", "writing"},
     {"cli", "__main__"},
 ]
 

@@ -4,11 +4,13 @@ What a callback has to remember it reads from ``trainer.history``, the lines of 
 is continued goes on as if it had never stopped.
 """
 
+import itertools
 from pathlib import Path
 
 from minitransformer.checkpoint import assign, read_values
 from minitransformer.files import remove_parts
 from minitransformer.generation import generate
+from minitransformer.streaming import text_stream
 
 BEST = "best"
 
@@ -94,7 +96,8 @@ class KeepBest(Callback):
 
 
 class Samples(Callback):
-    """Lets the model write after every evaluation: ``show(text)`` is given what it wrote after ``prompt``."""
+    """Lets the model write after every evaluation: ``show(text)`` is given the text of the ids ``prompt``, as
+    the tokenizer decodes it, and what the model wrote after it."""
 
     def __init__(self, tokenizer, prompt, show, max_new_tokens=200, temperature=0.8):
         self.tokenizer, self.prompt, self.show = tokenizer, list(prompt), show
@@ -103,10 +106,18 @@ class Samples(Callback):
     def on_evaluate(self, trainer, line):
         """Write a sample; the same step always writes the same."""
         ids = generate(
-            trainer.model, self.prompt, self.max_new_tokens, temperature=self.temperature, seed=trainer.step
+            trainer.model,
+            self.prompt,
+            self.max_new_tokens,
+            tokenizer=self.tokenizer,
+            temperature=self.temperature,
+            seed=trainer.step,
         )
-        begun = self.tokenizer.decode(self.prompt)  # without the token that only says where text begins
-        self.show(begun + self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        special = {
+            index for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        shown = itertools.dropwhile(special.__contains__, self.prompt)  # they only say where text begins
+        self.show("".join(text_stream(self.tokenizer, shown, ids)))
 
 
 def validation_losses(history):
