@@ -20,10 +20,14 @@ class DeviceError(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop by ``signal`` (Ctrl-C, SIGTERM), and has saved where it is."""
+    """A run was asked to stop by ``signal`` (Ctrl-C, SIGTERM), and has saved where it is in ``folder``.
 
-    def __init__(self, signal, folder):
-        super().__init__(f"stopped by signal {signal}; {folder} holds the last checkpoint")
+    That is None if nothing had been trained.
+    """
+
+    def __init__(self, signal, folder=None):
+        kept = "nothing was trained yet" if folder is None else f"{folder} holds the last checkpoint"
+        super().__init__(f"stopped by signal {signal}; {kept}")
         self.signal, self.folder = signal, folder
 
     def __reduce__(self):

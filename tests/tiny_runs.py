@@ -37,7 +37,7 @@ def tiny_trainer(folder, dataset=None, callbacks=(), dtype="float32", dropout=0.
     """Return a trainer into ``folder`` that logs every step and judges and saves every fourth."""
     dataset = dataset or windows()
     settings = {"max_steps": 10, "logging_steps": 1, "eval_steps": 4, "save_steps": 4, "weight_decay": 0.1}
-    arguments = TrainingArguments(str(folder), **settings | changes)
+    arguments = TrainingArguments(str(folder), **settings | {"disable_tqdm": True} | changes)
     return Trainer(tiny_model(dtype, dropout=dropout), arguments, dataset, dataset, callbacks)
 
 
@@ -60,7 +60,13 @@ def saved_steps(folder):
 def assert_same_end(folder, expected):
     """Check that two runs ended with the same weights, moments and metrics, bit for bit."""
     last = f"checkpoint-{saved_steps(expected)[-1]}"
-    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
+    compared = ["model.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"]
+    if (expected / "best").exists():
+        compared += ["best/model.safetensors", f"{last}/best/model.safetensors"]
+    for name in ("config.json", *(f"{best}/config.json" for best in ("best", f"{last}/best"))):
+        if (expected / name).exists():
+            assert (folder / name).read_text() == (expected / name).read_text(), name
+    for name in compared:
         ours, theirs = load_file(folder / name), load_file(expected / name)
         assert ours.keys() == theirs.keys()
         for tensor in theirs:

@@ -8,8 +8,17 @@ A dataset names its examples by integers, their *places*, and has
 - ``batches_per_epoch(rows)``: how many such batches are one pass;
 - ``places()``: all of them once, in order, to evaluate;
 - ``collate(places)``: the batch of these examples, NumPy arrays and ``counts``, host integers by the name of
-  the loss.
+  the loss;
+
+and may have
+
+- ``check(vocabulary_size, context_length)``: raises InputError for an example that such a model can't take,
+  so that it is known before the first step;
+- ``fingerprint()``: a string that tells these examples from others, by which a run that is continued knows
+  its data again.
 """
+
+import hashlib
 
 import numpy as np
 
@@ -17,6 +26,8 @@ from minitransformer.errors import InputError
 from minitransformer.functional import IGNORED
 
 POOL = 32  # batches whose rows are sorted by length together
+BLOCK, EXAMPLES = 2**20, 2**12  # tokens, or examples, looked at together
+MOST_CHECKED, MOST_HASHED = 2**28, 2**24  # of more tokens, so many in evenly spread blocks
 
 
 class TokenWindows:
@@ -29,11 +40,44 @@ class TokenWindows:
     """
 
     def __init__(self, tokens, length):
+        tokens = tokens if hasattr(tokens, "dtype") else np.asarray(tokens)
         if len(tokens) < 2:
             raise InputError(
                 f"there are {len(tokens)} tokens; expected at least 2, one to predict from another"
             )
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"the tokens are {tokens.dtype} of shape {tokens.shape}; expected one row of integers"
+            )
         self.tokens, self.length = tokens, length
+
+    def check(self, vocabulary_size, context_length):
+        """Raise InputError unless windows and tokens fit a model of this size.
+
+        Of more than 2²⁸ tokens (``MOST_CHECKED``) evenly spread blocks are looked at, the first and the last
+        among them; tokens whose type holds nothing unfit are not read at all.
+        """
+        if self.length > context_length:
+            raise InputError(
+                f"its windows have {self.length} tokens; the model's context_length is {context_length}: "
+                "make shorter windows, or a model that sees further"
+            )
+        if self.tokens.dtype.kind == "u" and np.iinfo(self.tokens.dtype).max < vocabulary_size:
+            return
+        for start, block in _blocks(self.tokens, MOST_CHECKED):
+            if block.min() < 0 or block.max() >= vocabulary_size:
+                place = int(_outside(block, vocabulary_size).argmax())
+                raise InputError(
+                    f"token {start + place:,} is {block[place]}; expected 0 to {vocabulary_size - 1} "
+                    f"(the model's vocabulary_size is {vocabulary_size})"
+                )
+
+    def fingerprint(self):
+        """Return the number of tokens with a hash of them: of 2²⁴ (``MOST_HASHED``) if there are more."""
+        digest = hashlib.sha256(f"{self.length} {len(self.tokens)}".encode())
+        for _, block in _blocks(self.tokens, MOST_HASHED):
+            digest.update(block.astype("<i8").tobytes())
+        return f"{len(self.tokens):,} tokens in windows of {self.length}, sha256 {digest.hexdigest()}"
 
     def batches_per_epoch(self, rows):
         """Return how many batches of ``rows`` windows hold as many tokens as there are."""
@@ -72,12 +116,50 @@ class Sequences:
             raise InputError(
                 f"there are {len(ids)} rows of ids and {len(targets)} of targets; expected as many"
             )
-        self.ids = [np.asarray(row, np.int64) for row in ids]
-        self.targets = [np.asarray(row, np.int64) for row in targets]
+        self.ids = [_integers(row) for row in ids]
+        self.targets = [_integers(row) for row in targets]
         self.lengths = np.array([len(row) for row in self.ids])
         if self.lengths.min() < 1 or any(map(_differ, self.ids, self.targets)):
             raise InputError("a row of ids is empty or not as long as its targets")
         self._plan = None, None
+
+    def check(self, vocabulary_size, context_length):
+        """Raise InputError unless all examples fit a model of this size and there is what to predict."""
+        longest = int(self.lengths.argmax())
+        if self.lengths[longest] > context_length:
+            raise InputError(
+                f"example {longest} has {self.lengths[longest]} tokens; expected at most {context_length}, "
+                "the model's context_length: cut it, or make a model that sees further"
+            )
+        predicted = 0
+        for first in range(0, len(self.ids), EXAMPLES):
+            part = slice(first, first + EXAMPLES)
+            ids, targets = np.concatenate(self.ids[part]), np.concatenate(self.targets[part])
+            real = targets != IGNORED
+            predicted += real.sum()
+            for what, row, wrong in (
+                ("token", ids, _outside(ids, vocabulary_size)),
+                ("target", targets, _outside(targets, vocabulary_size) & real),
+            ):
+                if wrong.any():
+                    place = int(wrong.argmax())
+                    ends = np.cumsum(self.lengths[part])
+                    example = int(np.searchsorted(ends, place, side="right"))
+                    raise InputError(
+                        f"{what} {place - ends[example] + self.lengths[first + example]} of example "
+                        f"{first + example} is {row[place]}; expected 0 to {vocabulary_size - 1} "
+                        f"(the model's vocabulary_size is {vocabulary_size})"
+                        + (f", or {IGNORED} where nothing is to be predicted" if what == "target" else "")
+                    )
+        if not predicted:
+            raise InputError(f"there is nothing to predict: every target is {IGNORED}")
+
+    def fingerprint(self):
+        """Return the number of examples with a hash of them all."""
+        digest = hashlib.sha256(self.lengths.astype("<i8").tobytes())
+        for row in (*self.ids, *self.targets):
+            digest.update(row.astype("<i8", copy=False))
+        return f"{len(self.ids):,} examples, sha256 {digest.hexdigest()}"
 
     def batches_per_epoch(self, rows):
         """Return how many batches of ``rows`` examples are one pass; one of them may be smaller."""
@@ -116,6 +198,15 @@ class Sequences:
         return _batch(ids, targets, lengths)
 
 
+def fingerprint(dataset):
+    """Return what ``dataset`` is known by: its own ``fingerprint()``, or its type and size; or "None"."""
+    if dataset is None:
+        return "None"
+    if hasattr(dataset, "fingerprint"):
+        return dataset.fingerprint()
+    return f"{type(dataset).__name__} of {len(dataset.places()):,} examples"
+
+
 def real_tokens(batch):
     """Return how many tokens of ``batch`` are not padding."""
     return int(batch["lengths"].sum()) if "lengths" in batch else batch["ids"].size
@@ -133,6 +224,28 @@ def _batch(ids, targets, lengths):
         targets[np.arange(ids.shape[1]) >= lengths[:, None]] = IGNORED
         batch["lengths"] = lengths
     return {**batch, "counts": {"tokens": int((targets != IGNORED).sum())}}
+
+
+def _blocks(tokens, most):
+    """Yield start and tokens of blocks of ``tokens``: all, or evenly spread ones, ``most`` tokens in all."""
+    starts = range(0, len(tokens), BLOCK)
+    if len(tokens) > most:
+        starts = np.linspace(0, len(tokens) - BLOCK, most // BLOCK).astype(np.int64).tolist()
+    for start in starts:
+        yield start, np.asarray(tokens[start : start + BLOCK])
+
+
+def _outside(row, vocabulary_size):
+    """Return where ``row`` holds what is no token."""
+    return (row < 0) | (row >= vocabulary_size)
+
+
+def _integers(row):
+    """Return ``row`` as int64; raise InputError if it holds anything else than integers."""
+    array = np.asarray(row)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(f"an example is {array.dtype} of shape {array.shape}; expected one row of integers")
+    return array.astype(np.int64, copy=False)
 
 
 def _differ(ids, targets):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from minitransformer.data.long_words import cut_long_words
 from minitransformer.errors import InputError
 from minitransformer.files import replacing, write_json
 
@@ -242,7 +243,7 @@ def _train_bpe(vocabulary_size, text, progress):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_told(text, progress), trainer)
+    tokenizer.train_from_iterator(cut_long_words(_told(text, progress), "bpe"), trainer)
     return tokenizer
 
 
@@ -262,7 +263,8 @@ def _wordpiece_vocabulary(size, first, pieces):
     tokenizer = _wordpiece({})
     special = [*WORDPIECE_SPECIALS, *first]
     tokenizer.train_from_iterator(
-        pieces, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+        cut_long_words(pieces, "wordpiece"),
+        trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False),
     )
     return tokenizer.get_vocab()
 

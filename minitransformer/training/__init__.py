@@ -4,7 +4,7 @@ from minitransformer.training.arguments import TrainingArguments
 from minitransformer.training.callbacks import Callback, EarlyStopping, KeepBest, Samples
 from minitransformer.training.progress import ProgressBar
 from minitransformer.training.step import Update, update
-from minitransformer.training.trainer import Prediction, Trainer
+from minitransformer.training.trainer import Prediction, Trainer, TrainOutput
 
 __all__ = [
     "Callback",
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "ProgressBar",
     "Samples",
+    "TrainOutput",
     "Trainer",
     "TrainingArguments",
     "Update",

@@ -16,7 +16,10 @@ AT_LEAST_ONE = (
     "save_steps",
 )
 # what may differ when a run is continued: how long it goes on, and what is told and kept of it
-MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit")
+MAY_CHANGE = (
+    *("output_dir", "overwrite_output_dir", "disable_tqdm"),
+    *("max_steps", "num_train_epochs", "save_steps", "save_total_limit"),
+)
 
 
 @suggesting
@@ -31,14 +34,23 @@ class TrainingArguments:
     or ``"sgd"`` with ``momentum``. ``max_grad_norm`` 0 means no clipping. Every ``eval_steps`` a fixed
     sample of the validation data is judged, every ``save_steps`` a checkpoint written; the newest
     ``save_total_limit`` of them are kept, all if None. With ``load_best_model_at_end`` the run ends with the
-    weights of the lowest validation loss. Impossible values raise InputError.
+    weights of the lowest validation loss. With ``overwrite_output_dir`` a start removes the run that the
+    output folder holds (what a run writes, nothing else), where it is otherwise refused; going on with a run
+    never does. ``disable_tqdm`` leaves out the progress bar. Impossible values raise InputError.
+
+    A finished run goes on when it is resumed with a larger ``max_steps``. The learning rate of every step is
+    a function of the step and of ``max_steps``: from there on it is what a run of the new length would have
+    had, so after ``"linear"`` or ``"cosine"`` had come down it is higher again. ``"constant"`` and
+    ``"inverse_sqrt"`` do not depend on the length: such a run ends as if it had been the longer one at once.
 
     What differs there: ``max_steps`` 0 trains nothing instead of meaning "by epochs"; ``"constant"`` warms
     up too; warming up rises in ``warmup_steps`` + 1 equal steps, as nanoGPT does; ``"cosine"`` takes a
-    minimum; some defaults; and a run is never overwritten.
+    minimum; and some defaults.
     """
 
     output_dir: str = "trainer_output"
+    overwrite_output_dir: bool = False
+    disable_tqdm: bool = False
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_steps: int = -1

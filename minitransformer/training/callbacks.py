@@ -5,14 +5,14 @@ is continued goes on as if it had never stopped.
 """
 
 import itertools
-from pathlib import Path
+import warnings
 
 from minitransformer.checkpoint import assign, read_values
-from minitransformer.files import remove_parts
+from minitransformer.errors import InputError
+from minitransformer.files import replacing_folder
 from minitransformer.generation import generate
 from minitransformer.streaming import text_stream
-
-BEST = "best"
+from minitransformer.training.best import BEST, best_step, saved_step, validation_losses
 
 
 class Callback:
@@ -48,6 +48,7 @@ class EarlyStopping(Callback):
 
     def on_train_begin(self, trainer):
         """Stop again if the run had been stopped."""
+        _check_judged(self, trainer)
         self._look(trainer)
 
     def on_evaluate(self, trainer, line):
@@ -75,24 +76,30 @@ class KeepBest(Callback):
         self.load_at_end = load_at_end
 
     def on_train_begin(self, trainer):
-        """Remove what a killed process has left."""
-        remove_parts(Path(trainer.args.output_dir) / BEST)
+        """See that there is something to judge by, and forget the best step of an earlier end."""
+        _check_judged(self, trainer)
+        trainer.settings = {name: value for name, value in trainer.settings.items() if name != "best_step"}
 
     def on_evaluate(self, trainer, line):
         """Save the model if none was better."""
-        if line["val_loss"] == min(validation_losses(trainer.history)):
-            folder = Path(trainer.args.output_dir) / BEST
-            folder.mkdir(exist_ok=True)
-            trainer.save_model(folder)
+        if line["step"] == best_step(trainer.history):
+            with replacing_folder(trainer.output_dir / BEST) as temporary:
+                trainer.save_model(temporary)
 
     def on_train_end(self, trainer):
         """Put the best weights back."""
-        steps = {line["val_loss"]: line["step"] for line in trainer.history if line["val_loss"] is not None}
-        if self.load_at_end and steps:
-            model = trainer.model
-            folder = Path(trainer.args.output_dir) / BEST
-            assign(model, read_values(folder, model.config, model.flat.values.dtype.name))
-            trainer.settings = {**trainer.settings, "best_step": steps[min(steps)]}
+        step, folder = best_step(trainer.history), trainer.output_dir / BEST
+        if not self.load_at_end or step is None:
+            return
+        if saved_step(folder) != step:
+            warnings.warn(
+                f"the best model, that of step {step}, was not kept in {folder}; the run ends with its last",
+                stacklevel=2,
+            )
+            return
+        model = trainer.model
+        assign(model, read_values(folder, model.config, model.flat.values.dtype.name))
+        trainer.settings = {**trainer.settings, "best_step": step}
 
 
 class Samples(Callback):
@@ -120,8 +127,8 @@ class Samples(Callback):
         self.show("".join(text_stream(self.tokenizer, shown, ids)))
 
 
-def validation_losses(history):
-    """Yield the validation losses of the lines of ``history``."""
-    for line in history:
-        if line["val_loss"] is not None:
-            yield line["val_loss"]
+def _check_judged(callback, trainer):
+    if trainer.eval_dataset is None:
+        raise InputError(
+            f"{type(callback).__name__} goes by the validation loss; give the trainer an eval_dataset"
+        )

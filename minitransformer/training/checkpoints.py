@@ -1,9 +1,10 @@
 """Checkpoints of a run: folders ``checkpoint-STEP``, each whole or not there.
 
 One holds the model as any model folder does, ``optimizer.safetensors`` (the moments, by the name of their
-parameter) and ``trainer_state.json``, with the SHA-256 of its content as the tensors have theirs. What comes
-next in a run is a function of its seed and its step (data, dropout), so with the step the state of all random
-numbers and the place in the data are known.
+parameter), ``trainer_state.json``, with the SHA-256 of its content as the tensors have theirs, and, of a run
+that keeps its best model, that of its time in ``best``. What comes next in a run is a function of its seed
+and its step (data, dropout), so with the step the state of all random numbers and the place in the data are
+known.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from minitransformer.checkpoint import assign, load_config, read_values
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.files import read_json, remove_folder, replacing_folder, write_json
 from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
+from minitransformer.training.best import BEST, best_step, keep_best_with, saved_step
 
 OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -40,15 +42,18 @@ def save_checkpoint(output_dir, model, optimiser, state, save_model):
         save_model(temporary)
         write_tensors(temporary / OPTIMISER, _moments(model, optimiser))
         write_json(temporary / STATE, {**state, "sha256": _digest(state)})
+        keep_best_with(temporary, Path(output_dir), state["log_history"])
 
 
-def load_checkpoint(folder, model, optimiser, args):
+def load_checkpoint(folder, model, optimiser, args, datasets=None):
     """Bring ``model`` and ``optimiser`` to where they were, and return the state that was saved.
 
-    Raises InputError if anything in the folder is damaged or belongs to another model, ChangedSettingError if
-    ``args`` cannot continue it; nothing has changed then.
+    ``datasets`` are the fingerprints of what the run learns from, by their names. Raises InputError if
+    anything in the folder is damaged or belongs to another model, ChangedSettingError if ``args`` or the
+    datasets cannot continue it; nothing has changed then.
     """
     state, values, moments = _read(folder, model, optimiser, args)
+    _check_same_data(state.get("datasets"), datasets or {})
     xp = array_module(model.flat.values)
     assign(model, values)
     for name, parameter, moment in _parts(model, optimiser):
@@ -92,7 +97,22 @@ def _read(folder, model, optimiser, args):
         ]
         raise ChangedSettingError(f"{folder} holds another model: {', '.join(differing)}")
     values = read_values(folder, config, model.flat.values.dtype.name)
+    if (folder / BEST).exists():
+        expected = best_step(state["log_history"])
+        if saved_step(folder / BEST) != expected:
+            raise InputError(f"{folder / BEST} is damaged: expected the model of step {expected}")
+        read_values(folder / BEST, config, model.flat.values.dtype.name)
     return state, values, _read_moments(folder / OPTIMISER, model, optimiser)
+
+
+def _check_same_data(recorded, datasets):
+    """Checkpoints of earlier versions have no record: whatever is given then will do."""
+    for name, fingerprint in datasets.items() if isinstance(recorded, dict) else ():
+        if recorded.get(name, fingerprint) != fingerprint:
+            raise ChangedSettingError(
+                f"{name} is {fingerprint}, but the run to be resumed has {recorded[name]}; "
+                "give the same, or start a new run in another folder"
+            )
 
 
 def _read_state(path):
@@ -108,7 +128,10 @@ def _read_state(path):
             )
     lines = state["log_history"]
     if not all(
-        isinstance(line, dict) and isinstance(line.get("val_loss", ""), int | float | None) for line in lines
+        isinstance(line, dict)
+        and isinstance(line.get("val_loss", ""), int | float | None)
+        and type(line.get("step")) is int
+        for line in lines
     ):
         raise InputError(f"{path}: log_history has lines that are not lines of metrics")
     return state

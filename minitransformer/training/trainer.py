@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitransformer import evaluation
-from minitransformer.checkpoint import CONFIG, WEIGHTS, save_model
-from minitransformer.data.datasets import real_tokens
+from minitransformer.checkpoint import CONFIG, save_model
+from minitransformer.data.datasets import fingerprint, real_tokens
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
-from minitransformer.files import exclusive, remove_parts, replacing
+from minitransformer.files import replacing
 from minitransformer.functional import Key
 from minitransformer.memory import reuse_freed_memory
+from minitransformer.training.best import put_best_back
 from minitransformer.training.callbacks import KeepBest
 from minitransformer.training.checkpoints import (
     checkpoints,
@@ -27,10 +28,23 @@ from minitransformer.training.checkpoints import (
     save_checkpoint,
 )
 from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.output import METRICS, claimed
 from minitransformer.training.progress import ProgressBar
 from minitransformer.training.step import update
 
-METRICS = "metrics.jsonl"
+
+class TrainOutput(NamedTuple):
+    """What ``Trainer.train`` returns, by Hugging Face's names.
+
+    ``global_step`` is the number of steps of the whole run, ``training_loss`` the mean of their losses (None
+    if there are none), both the same whether the run was resumed or not. ``metrics`` has ``train_runtime``
+    (seconds), ``train_samples_per_second`` and ``train_steps_per_second`` of this call alone, ``train_loss``
+    and ``epoch``.
+    """
+
+    global_step: int
+    training_loss: float | None
+    metrics: dict
 
 
 class Prediction(NamedTuple):
@@ -46,14 +60,17 @@ class Trainer:
 
     ``args.output_dir`` then holds the model, ``metrics.jsonl`` (an object for every logged step) and
     ``checkpoint-STEP`` folders. ``eval_dataset`` is what the model is judged by: a fixed sample of it every
-    ``eval_steps`` and at the end. ``callbacks`` are told what happens; unless given, a ``ProgressBar`` is.
-    ``settings`` are recorded in the ``config.json`` of everything saved.
+    ``eval_steps`` and at the end. ``callbacks`` are told what happens, and so is a ``ProgressBar``, unless
+    one is among them or ``args.disable_tqdm`` is True. ``settings`` are recorded in the ``config.json`` of
+    everything saved.
     """
 
     def __init__(self, model, args, train_dataset, eval_dataset=None, callbacks=None, settings=None):
         self.model, self.args = model, args
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
+        self.callbacks = list(callbacks or ())
+        if not (args.disable_tqdm or any(isinstance(callback, ProgressBar) for callback in self.callbacks)):
+            self.callbacks.insert(0, ProgressBar())
         if args.load_best_model_at_end:
             self.callbacks.append(KeepBest(load_at_end=True))
             if eval_dataset is None:
@@ -61,62 +78,57 @@ class Trainer:
         self.settings = settings or {}
         self.output_dir = Path(args.output_dir)
         self.max_steps = args.steps_for(train_dataset)
-        self.step, self.history = 0, []
-        self._loss_sum, self._loss_count = 0.0, 0  # since the last line of the history
-        self._tokens, self._seconds = 0, 0.0
-        self._saved_step, self._unproven = None, False  # unproven: no loss of these weights is known yet
-        self._stopping, self._signal = False, None
+        self._begin()
 
     def train(self, resume_from_checkpoint=False):
-        """Train to the end, and save the model to ``args.output_dir``.
+        """Train to the end, save the model to ``args.output_dir``, and return a ``TrainOutput``.
 
         With ``resume_from_checkpoint`` the run in that folder goes on from its newest checkpoint that is
         whole, or starts if there is none, and ends bit for bit as if it had never stopped (on the same
         CPU, with the same libraries and threads; a GPU adds some gradients in no fixed order).
 
         Raises Stopped, a KeyboardInterrupt, after Ctrl-C or SIGTERM: the step is finished and saved.
-        Raises InputError for a folder that holds another run, and DivergedError as soon as a loss is no
-        longer finite: the checkpoints then are from before.
+        Raises InputError for examples that the model can't learn from and for a folder that holds another
+        run, and DivergedError as soon as a loss is no longer finite: the checkpoints then are from before.
+        Whatever ends a run before its first step, the folder is left as it was found.
         """
         if not isinstance(resume_from_checkpoint, bool):
             raise InputError(
                 f"resume_from_checkpoint is {resume_from_checkpoint!r}; expected True or False: it is always "
                 "the newest whole checkpoint in output_dir that is resumed"
             )
-        self._stopping, self._signal = False, None
-        self._claim(resume_from_checkpoint)
+        started = time.perf_counter()
+        self._begin()
+        self._check_data()
+        self._datasets = {
+            "train_dataset": fingerprint(self.train_dataset),
+            "eval_dataset": fingerprint(self.eval_dataset),
+        }
         reuse_freed_memory()
-        with exclusive(self.output_dir):
-            remove_parts(self.output_dir)
-            optimiser = optimiser_for(self.model, self.args)
-            if resume_from_checkpoint:
-                self._resume(optimiser)
-            if self.step < self.max_steps:
-                (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end: no longer the newest
-            self._write_history()
+        with claimed(self.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir) as undo:
             try:
-                self.callback("on_train_begin")
-                with self._signals():
-                    self._train(optimiser)
-                if self._signal is not None and self.step < self.max_steps:
-                    raise Stopped(self._signal, self.output_dir)
-                self.callback("on_train_end")
-                self.save_model(self.output_dir)
-            except DivergedError as error:
-                raise DivergedError(f"{error}; {self._kept()}") from None
-            finally:
-                self.callback("on_train_exit")
+                optimiser = optimiser_for(self.model, self.args)
+                if resume_from_checkpoint:
+                    self._resume(optimiser)
+                self._run(optimiser)
+            except BaseException:
+                if self.step == 0 and self._saved_step is None:
+                    undo()
+                raise
+        return self._output(time.perf_counter() - started)
 
     def evaluate(self, eval_dataset=None):
         """Return ``val_loss`` and ``perplexity`` over all of ``eval_dataset``, or of the trainer's own."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise InputError("there is nothing to evaluate: the trainer was given no eval_dataset")
+        self._check(dataset, "eval_dataset")
         loss = evaluation.whole_loss(self.model, dataset)
         return {"val_loss": loss, "perplexity": evaluation.perplexity(loss)}
 
     def predict(self, test_dataset):
         """Return a ``Prediction``: the logits for every example, its targets, and ``evaluate``'s metrics."""
+        self._check(test_dataset, "test_dataset")
         return Prediction(*evaluation.predict(self.model, test_dataset), self.evaluate(test_dataset))
 
     def save_model(self, output_dir):
@@ -132,6 +144,68 @@ class Trainer:
         """Tell all callbacks of ``moment``, the name of a method of ``Callback``."""
         for callback in self.callbacks:
             getattr(callback, moment)(self, *arguments)
+
+    def _begin(self):
+        """Be where a run is before its first step."""
+        self.step, self.history = 0, []
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last line of the history
+        self._tokens, self._seconds = 0, 0.0
+        self._first_step, self._examples = 0, 0  # of this call
+        self._saved_step, self._unproven = None, False  # unproven: no loss of these weights is known yet
+        self._stopping, self._signal = False, None
+
+    def _check_data(self):
+        """Raise InputError for what would stop the run at some step: whatever is known before is said now."""
+        rows = self.args.rows
+        if self.train_dataset.batches_per_epoch(rows) < 1:
+            raise InputError("train_dataset has no examples")
+        self._check(self.train_dataset, "train_dataset")
+        if self.max_steps:
+            self.train_dataset.training_places(0, rows, self.args.seed)
+        if self.eval_dataset is not None:
+            self._check(self.eval_dataset, "eval_dataset")
+
+    def _check(self, dataset, name):
+        try:
+            if len(dataset.places()) == 0:
+                raise InputError("there are no examples")
+            if hasattr(dataset, "check"):
+                dataset.check(self.model.config.vocabulary_size, self.model.config.context_length)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+    def _run(self, optimiser):
+        """Make the steps that are left, and leave the model in the output folder."""
+        self._first_step = self.step
+        (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end: not that of this run
+        self._write_history()
+        try:
+            self.callback("on_train_begin")
+            with self._signals():
+                self._train(optimiser)
+            if self._signal is not None and self.step < self.max_steps:
+                raise Stopped(self._signal, None if self._saved_step is None else self.output_dir)
+            self.callback("on_train_end")
+            self.save_model(self.output_dir)
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {self._kept()}") from None
+        finally:
+            self.callback("on_train_exit")
+
+    def _output(self, seconds):
+        total, before = self._loss_sum, 0
+        for line in self.history:
+            total += (line["train_loss"] or 0.0) * (line["step"] - before)
+            before = line["step"]
+        loss = total / self.step if self.step else None
+        metrics = {
+            "train_runtime": seconds,
+            "train_samples_per_second": self._examples / seconds,
+            "train_steps_per_second": (self.step - self._first_step) / seconds,
+            "train_loss": loss,
+            "epoch": self.step / self.train_dataset.batches_per_epoch(self.args.rows),
+        }
+        return TrainOutput(self.step, loss, metrics)
 
     def _train(self, optimiser):
         if self.step == 0 and not self.history and self.eval_dataset is not None:
@@ -151,6 +225,7 @@ class Trainer:
             self.step += 1
             self._loss_sum += done.loss
             self._loss_count += 1
+            self._examples += len(places)
             self._tokens += sum(map(real_tokens, batches))
             self._seconds += time.perf_counter() - started
             self.callback("on_step_end", done)
@@ -159,6 +234,8 @@ class Trainer:
                 self._log(done, learning_rate)
             if self.step % self.args.save_steps == 0:
                 self._save(optimiser)
+        if self.step == 0 and self._signal is not None:
+            return  # nothing was trained that could be lost
         if self._saved_step != self.step:
             self._save(optimiser)
         if self._signal is None:
@@ -198,6 +275,7 @@ class Trainer:
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
             "args": asdict(self.args),
+            "datasets": self._datasets,
             "log_history": self.history,
         }
         try:
@@ -221,7 +299,7 @@ class Trainer:
         damaged = []
         for folder in reversed(checkpoints(self.output_dir)):
             try:
-                state = load_checkpoint(folder, self.model, optimiser, self.args)
+                state = load_checkpoint(folder, self.model, optimiser, self.args, self._datasets)
             except ChangedSettingError:
                 raise
             except InputError as error:
@@ -234,6 +312,8 @@ class Trainer:
         else:
             if damaged:
                 raise InputError(f"no checkpoint in {self.output_dir} can be resumed: {'; '.join(damaged)}")
+            folder = None
+        put_best_back(self.output_dir, folder, self.history)
         for problem in damaged:
             warnings.warn(f"{problem}; resuming after step {self.step}", stacklevel=3)
 
@@ -241,19 +321,6 @@ class Trainer:
         """Make the metrics file say what the history says, and no more."""
         with replacing(self.output_dir / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
-
-    def _claim(self, resuming):
-        """Make the output folder; raise InputError if it is none or, unless resuming, holds a run."""
-        folder = self.output_dir
-        check_output_dir(folder, resuming)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not resuming:
-                (folder / METRICS).touch(exist_ok=False)
-        except FileExistsError:
-            raise InputError(f"{folder} holds another run; choose another output_dir") from None
-        except OSError as error:
-            raise OSError(f"cannot write to {folder}: {error.strerror}; choose another output_dir") from None
 
     def _kept(self):
         if self._saved_step is None:
@@ -288,18 +355,3 @@ class Trainer:
             yield
         finally:
             restore()
-
-
-def check_output_dir(folder, resuming):
-    """Raise InputError if ``folder`` is a file or, unless ``resuming``, holds a run already."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; expected a folder to write to")
-    if resuming and (folder / WEIGHTS).exists() and not checkpoints(folder):
-        raise InputError(f"{folder} holds a model but no checkpoint to resume; choose another output_dir")
-    if not resuming and folder.exists():
-        held = [name for name in (CONFIG, WEIGHTS, METRICS) if (folder / name).exists()]
-        if held or checkpoints(folder):
-            raise InputError(
-                f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), or "
-                "choose another output_dir"
-            )

@@ -1,0 +1,87 @@
+"""The output folder of a run: claimed at its start, and left as it was found if nothing came of that."""
+
+import contextlib
+import shutil
+
+from minitransformer.checkpoint import CONFIG, WEIGHTS
+from minitransformer.data.corpus import CORPUS
+from minitransformer.data.tokenizer import TOKENIZER
+from minitransformer.errors import InputError
+from minitransformer.files import exclusive, remove_parts
+from minitransformer.training.best import BEST
+from minitransformer.training.checkpoints import checkpoints
+
+METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "training.png"
+GENERATION = "generation_config.json"
+OF_TOKENIZERS = TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"
+WRITTEN = (CONFIG, WEIGHTS, BEST, METRICS, RUN, PICTURE, CORPUS, GENERATION, *OF_TOKENIZERS)
+
+
+@contextlib.contextmanager
+def claimed(folder, resuming, overwriting=False):
+    """Make ``folder`` if need be and hold it for this process; yield what undoes the start.
+
+    Called, that removes what a run has written there since, and the folder if it was made here. Raises
+    InputError as ``check_output_dir`` does, or if another process has the folder, and OSError if it can't be
+    made.
+    """
+    check_output_dir(folder, resuming, overwriting)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        check_output_dir(folder, resuming, overwriting)  # another process may have been here meanwhile
+        remove_parts(folder)
+        if overwriting and not resuming:
+            _remove(_written(folder))
+        before = _written(folder)
+        with _told(folder):
+            (folder / METRICS).touch(exist_ok=resuming)
+
+        def undo():
+            remove_parts(folder)
+            _remove(path for path in _written(folder) if path not in before)
+            for path in made:
+                with contextlib.suppress(OSError):  # somebody has put something there
+                    path.rmdir()
+
+        yield undo
+
+
+def check_output_dir(folder, resuming, overwriting=False):
+    """Raise InputError if ``folder`` is a file or, unless ``resuming`` or ``overwriting``, holds a run."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; expected a folder to write to")
+    if resuming and (folder / WEIGHTS).exists() and not checkpoints(folder):
+        raise InputError(f"{folder} holds a model but no checkpoint to resume; choose another output_dir")
+    if not (resuming or overwriting) and folder.exists():
+        held = [name for name in (CONFIG, WEIGHTS, METRICS) if (folder / name).exists()]
+        if held or checkpoints(folder):
+            raise InputError(
+                f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), "
+                "replace it by overwrite_output_dir=true, or choose another output_dir"
+            )
+
+
+@contextlib.contextmanager
+def _told(folder):
+    """Say what an OSError in the block means for ``folder``."""
+    try:
+        yield
+    except FileExistsError:
+        raise InputError(f"{folder} holds another run; choose another output_dir") from None
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another output_dir") from None
+
+
+def _written(folder):
+    """Return the paths in ``folder`` that runs write: no other is ever removed."""
+    return [folder / name for name in WRITTEN if (folder / name).exists()] + checkpoints(folder)
+
+
+def _remove(paths):
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
