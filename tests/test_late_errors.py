@@ -108,13 +108,14 @@ def test_all_that_fits_passes():
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_many_tokens_are_looked_at_in_blocks_the_first_and_the_last_among_them(monkeypatch, many):
+def test_many_tokens_of_a_file_are_read_in_blocks_the_first_and_the_last_among_them(monkeypatch, many):
     monkeypatch.setattr(datasets, "BLOCK", 16)
-    monkeypatch.setattr(datasets, "MOST_CHECKED", 64 if many else 4096)
-    found = []
+    monkeypatch.setattr(datasets, "MOST_READ", 64)
+    kind, found = np.memmap if many else np.ndarray, []
     for place in range(301):
         try:
-            TokenWindows(np.append(tokens(0, 0), 0) + 99 * (np.arange(301) == place), 8).check(99, 8)
+            row = np.append(tokens(0, 0), 0) + 99 * (np.arange(301) == place)
+            TokenWindows(row.view(kind), 8).check(99, 8)
         except InputError as error:
             found.append(place)
             assert f"token {place} is " in str(error)
@@ -230,7 +231,7 @@ def test_the_same_tokens_in_another_type_or_place_are_the_same_data(tmp_path):
 
 def test_of_many_tokens_some_blocks_are_hashed(monkeypatch):
     monkeypatch.setattr(datasets, "BLOCK", 16)
-    monkeypatch.setattr(datasets, "MOST_HASHED", 64)
+    monkeypatch.setattr(datasets, "MOST_READ", 64)
     row = tokens(0, 0)
     prints = [TokenWindows(row ^ (np.arange(300) == place), 8).fingerprint() for place in range(300)]
     assert len(set(prints)) == 64 + 1

@@ -27,7 +27,7 @@ from minitransformer.functional import IGNORED
 
 POOL = 32  # batches whose rows are sorted by length together
 BLOCK, EXAMPLES = 2**20, 2**12  # tokens, or examples, looked at together
-MOST_CHECKED, MOST_HASHED = 2**28, 2**24  # of more tokens, so many in evenly spread blocks
+MOST_READ = 2**24  # of more tokens, so many in evenly spread blocks
 
 
 class TokenWindows:
@@ -54,8 +54,8 @@ class TokenWindows:
     def check(self, vocabulary_size, context_length):
         """Raise InputError unless windows and tokens fit a model of this size.
 
-        Of more than 2²⁸ tokens (``MOST_CHECKED``) evenly spread blocks are looked at, the first and the last
-        among them; tokens whose type holds nothing unfit are not read at all.
+        Of a file of more than 2²⁴ tokens (``MOST_READ``) evenly spread blocks are read, the first and the
+        last among them; tokens whose type holds nothing unfit are not read at all.
         """
         if self.length > context_length:
             raise InputError(
@@ -64,7 +64,8 @@ class TokenWindows:
             )
         if self.tokens.dtype.kind == "u" and np.iinfo(self.tokens.dtype).max < vocabulary_size:
             return
-        for start, block in _blocks(self.tokens, MOST_CHECKED):
+        most = MOST_READ if isinstance(self.tokens, np.memmap) else len(self.tokens)
+        for start, block in _blocks(self.tokens, most):
             if block.min() < 0 or block.max() >= vocabulary_size:
                 place = int(_outside(block, vocabulary_size).argmax())
                 raise InputError(
@@ -73,9 +74,9 @@ class TokenWindows:
                 )
 
     def fingerprint(self):
-        """Return the number of tokens with a hash of them: of 2²⁴ (``MOST_HASHED``) if there are more."""
+        """Return the number of tokens with a hash of them: of 2²⁴ (``MOST_READ``) if there are more."""
         digest = hashlib.sha256(f"{self.length} {len(self.tokens)}".encode())
-        for _, block in _blocks(self.tokens, MOST_HASHED):
+        for _, block in _blocks(self.tokens, MOST_READ):
             digest.update(block.astype("<i8").tobytes())
         return f"{len(self.tokens):,} tokens in windows of {self.length}, sha256 {digest.hexdigest()}"
 
