@@ -116,7 +116,9 @@ def train(
         model, material = train_recipe(chosen, folder, data or (), device, display, resume)
     except Stopped as stopped:
         display.say(
-            f"\nstopped; {folder} holds the last checkpoint. To go on:\n"
+            "\nstopped before the first step: nothing was trained, and nothing is left behind"
+            if stopped.folder is None
+            else f"\nstopped; {folder} holds the last checkpoint. To go on:\n"
             f"    {command} train --resume --output-dir {name}"
         )
         raise typer.Exit(SIGNALLED + stopped.signal) from None
@@ -253,6 +255,8 @@ def recipes(
         return
     recipe = load_recipe(name, settings or ())
     print(f"{recipe.name}: {recipe.description}\n")
+    if recipe.pretrained is not None:
+        print(f"It starts from the model in {recipe.pretrained.folder}.\n")
     for title, part in (("text", recipe.text), ("model", recipe.model), ("training", recipe.training)):
         print(f"[{title}]")
         for setting, value in (part if isinstance(part, dict) else vars(part)).items():

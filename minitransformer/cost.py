@@ -10,13 +10,14 @@ import numpy as np
 from minitransformer.data.corpus import corpus_of
 from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.tasks import TASKS
-from minitransformer.data.tokenizer import character_tokenizer
+from minitransformer.data.tokenizer import character_tokenizer, is_character_level
 from minitransformer.dispatch import inference
 from minitransformer.evaluation import SAMPLED_PLACES, batch_rows
 from minitransformer.functional import Key
 from minitransformer.generation import generate
 from minitransformer.memory import peak_memory, reuse_freed_memory
 from minitransformer.models import GPT
+from minitransformer.pretrained import pretrained_tokenizer
 from minitransformer.run import SAMPLE_TOKENS
 from minitransformer.training.optimisers import optimiser_for
 from minitransformer.training.step import update
@@ -124,7 +125,9 @@ def _measured_at(work, count, budget):
 
 def _material(recipe, data):
     """Return the vocabulary's size, datasets of the right size, and the tokens of a sample."""
-    length = recipe.model["context_length"]
+    length, characters = recipe.model["context_length"], recipe.text.tokenizer == "characters"
+    if recipe.pretrained is not None:
+        characters = is_character_level(pretrained_tokenizer(recipe.pretrained))
     if recipe.corpus in TASKS:
         task = TASKS[recipe.corpus]()
         return task.tokenizer.get_vocab_size(), task.train, task.validation, task.answer_length
@@ -133,10 +136,10 @@ def _material(recipe, data):
     else:
         corpus = corpus_of(recipe.name, recipe.corpus, data)
         counts = corpus.train.byte_count, corpus.validation.byte_count
-        if recipe.text.tokenizer == "characters":
+        if characters:
             pieces = (piece for part in (corpus.train, corpus.validation) for piece in part.pieces())
             vocabulary = character_tokenizer(pieces).get_vocab_size()
-    if recipe.text.tokenizer != "characters":
+    if not characters:
         vocabulary = recipe.text.vocabulary_size
         counts = [count // BYTES_PER_TOKEN for count in counts]
     # zeros that take no memory: only their number matters here

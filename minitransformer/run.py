@@ -1,6 +1,7 @@
 """A whole training run: from a recipe and a corpus to a folder with a model, its record and its picture."""
 
 import contextlib
+import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ from minitransformer.errors import ChangedSettingError, DivergedError, InputErro
 from minitransformer.files import read_json, write_json
 from minitransformer.models import GPT
 from minitransformer.plots import plot_training
-from minitransformer.recipes import load_recipe, recipe_from
+from minitransformer.pretrained import load_pretrained, pretrained_tokenizer, resolved
+from minitransformer.recipes import PRETRAINED, pretrained_folder, recipe_from
 from minitransformer.training import Callback, Samples, Trainer
 from minitransformer.training.checkpoints import checkpoints
-from minitransformer.training.trainer import check_output_dir
+from minitransformer.training.output import GENERATION, PICTURE, RUN, check_output_dir
 
 SAMPLE_TOKENS = 200
-RUN, GENERATION, PICTURE = "run.json", "generation_config.json", "training.png"
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,27 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     """Train ``recipe`` into ``output_dir``; return ``(model, material)``.
 
     ``data`` are the files, folders and patterns of a recipe whose corpus is ``"text"``; given to another
-    recipe of text they replace its corpus. The folder then holds the model in Hugging Face's layout,
-    ``metrics.jsonl`` (an object a line), ``corpus.json`` (what was learned from), ``run.json`` (the
-    settings), ``training.png`` and checkpoints, from the last of which ``resume`` continues.
+    recipe of text they replace its corpus. A recipe with ``pretrained`` starts from that model. The folder
+    then holds the model in Hugging Face's layout, ``metrics.jsonl`` (an object a line), ``corpus.json`` (what
+    was learned from), ``run.json`` (the settings), ``training.png`` and checkpoints, from the last of which
+    ``resume`` continues.
 
     Raises InputError for data or a folder that can't be used, and, with the picture drawn so far, Stopped
     after Ctrl-C or SIGTERM and DivergedError when the loss is no longer finite.
     """
     display, output_dir = display or Display(), Path(output_dir)
-    check_output_dir(output_dir, resume)
+    check_output_dir(output_dir, resume, recipe.training.overwrite_output_dir)
     kept = _kept_tokenizer(output_dir) if resume else None
     material = load_material(recipe, data, display, kept)
     if resume:
         _check_same_source(output_dir, material.source)
-    args = replace(recipe.training, output_dir=str(output_dir))
-    model = GPT(recipe.config(id_count(material.tokenizer))).build(seed=args.seed, device=device)
+    args = replace(recipe.training, output_dir=str(output_dir), disable_tqdm=True)  # the display is all
+    config = recipe.config(id_count(material.tokenizer))
+    if recipe.pretrained is None or (resume and checkpoints(output_dir)):
+        model = GPT(config).build(seed=args.seed, device=device)
+    else:
+        model, digest = load_pretrained(recipe.pretrained, config, device)
+        recipe = replace(recipe, pretrained=replace(recipe.pretrained, sha256=digest))
     files = _Files(recipe, material, data)
     prompt = material.tokenizer.encode(material.prompt).ids or [start_id(material.tokenizer)]
     samples = Samples(
@@ -117,8 +124,10 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
     ``tokenizer`` is one that was trained before, for the same text.
     """
     display = display or Display()
+    if tokenizer is None and recipe.pretrained is not None:
+        tokenizer = pretrained_tokenizer(recipe.pretrained)
     if recipe.corpus in TASKS:
-        return _task_material(recipe, data)
+        return _task_material(recipe, data, tokenizer)
     corpus = corpus_of(recipe.name, recipe.corpus, data)
     if not corpus.validation.byte_count:
         raise InputError("the text is too short: nothing of it is left to validate with")
@@ -143,17 +152,17 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
 
 
 def resumed_recipe(name, output_dir, assignments, data):
-    """Return the recipe and the data of the run in ``output_dir``, ``assignments`` made, or ``name`` afresh.
+    """Return the recipe and the data of the run in ``output_dir``, ``assignments`` made.
 
-    Afresh where nothing was recorded. Raises InputError if the run is of another recipe than ``name`` (if
-    given).
+    Raises InputError if there is no run, or one of another recipe than ``name`` (if given).
     """
     path = Path(output_dir) / RUN
     if not path.exists():
-        return load_recipe(name or "python", assignments), data
+        raise InputError(f"there is no run in {output_dir} to go on with{_runs_nearby(output_dir)}")
     recorded = read_json(path)
     table = recorded.get("recipe") or {}
-    recipe, earlier = recipe_from(table, assignments), recipe_from(table)
+    earlier = recipe_from(table)
+    recipe = recipe_from(table, _without_same_start(assignments, earlier.pretrained, output_dir))
     if recipe.text != earlier.text:
         raise ChangedSettingError(
             f"the run in {output_dir} has the text settings {earlier.text}; they cannot change to "
@@ -167,6 +176,34 @@ def resumed_recipe(name, output_dir, assignments, data):
     return recipe, data or [Path(part) for part in paths]
 
 
+def _without_same_start(assignments, pretrained, output_dir):
+    """Return ``assignments`` without the model that the run started from; refuse any other."""
+    folder = pretrained_folder(assignments)
+    if folder is not None and (pretrained is None or resolved(folder) != pretrained.folder):
+        started = "random weights" if pretrained is None else pretrained.folder
+        raise ChangedSettingError(
+            f"pretrained is {folder}, but the run in {output_dir} has started from {started}; "
+            "start a new run in another folder"
+        )
+    return [part for part in assignments if part.partition("=")[0].strip() != PRETRAINED]
+
+
+def _runs_nearby(output_dir):
+    """Return a hint to the runs that could have been meant."""
+    folder = Path(output_dir)
+    if checkpoints(folder):
+        return f": its checkpoints are not of the command line ({RUN} is missing); go on with it from Python"
+    if (folder.parent / RUN).exists():
+        return f"; did you mean {folder.parent}?"
+    found = {path.parent.name: str(path.parent) for path in folder.parent.glob(f"*/{RUN}")}
+    close = difflib.get_close_matches(folder.name, found, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(found[name] for name in close)}?"
+    if found:
+        return f"; there are {', '.join(sorted(found.values()))}"
+    return "; leave out --resume to start one"
+
+
 class _Files(Callback):
     """Writes what lies beside the weights wherever they are saved, and the record of the run at its start."""
 
@@ -176,7 +213,9 @@ class _Files(Callback):
 
     def on_train_begin(self, trainer):
         """Record what the run is, before its first step."""
-        write_json(trainer.output_dir / RUN, {"recipe": self.recipe.table(), "data": self.data})
+        training = replace(self.recipe.training, overwrite_output_dir=False)  # once is enough
+        table = replace(self.recipe, training=training).table()
+        write_json(trainer.output_dir / RUN, {"recipe": table, "data": self.data})
         self.on_save(trainer, trainer.output_dir)
 
     def on_save(self, trainer, folder):
@@ -199,10 +238,15 @@ def _start_for_transformers(tokenizer):
     return None if tokenizer.id_to_token(start) == SPECIALS["pad_token"] else start
 
 
-def _task_material(recipe, data):
+def _task_material(recipe, data, tokenizer):
     if data:
         raise InputError(f"the recipe {recipe.name!r} makes its own examples; leave out --data")
     task = TASKS[recipe.corpus]()
+    if recipe.pretrained is not None and tokenizer.get_vocab() != task.tokenizer.get_vocab():
+        raise InputError(
+            f"the model in {recipe.pretrained.folder} has other tokens than the task {recipe.name!r}; "
+            "it can only start from a model of the same task"
+        )
     longest, context_length = task.train.lengths.max(), recipe.model["context_length"]
     if longest > context_length:
         raise InputError(

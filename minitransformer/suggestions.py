@@ -54,6 +54,8 @@ ELSEWHERE = {
     "eval_interval": "eval_steps",
     "eval_strategy": "eval_steps",
     "evaluation_strategy": "eval_steps",
+    "init_from": "pretrained",
+    "model_name_or_path": "pretrained",
     "layer_norm_eps": "eps",
     "layer_norm_epsilon": "eps",
     "norm_eps": "eps",

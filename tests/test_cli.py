@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from minitransformer.recipes import load_recipe
+
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 SMALL = [
     *("context_length=16", "width=16", "heads=2", "layers=1"),
@@ -392,9 +394,55 @@ def test_a_stopped_run_is_resumed_with_its_own_settings(folder):
 
 
 def test_resume_with_nothing_saved_starts_from_the_beginning(folder):
-    done = minitransformer("train", "sort", "--resume", "--output-dir", "fresh", *TASK, cwd=folder)
+    """As after a kill before the first checkpoint."""
+    run = folder / "fresh"
+    run.mkdir()
+    recipe = load_recipe("sort", ["max_steps=3", "layers=1"])
+    (run / "run.json").write_text(json.dumps({"recipe": recipe.table(), "data": []}))
+    (run / "metrics.jsonl").write_text("")
+    done = minitransformer("train", "sort", "--resume", "--output-dir", "fresh", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "there is no checkpoint in fresh: starting from the beginning" in done.stdout
     assert "held-out examples" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-dir", "modle"], "there is no run in modle to go on with; did you mean model"),
+        (["--output-dir", "model/checkpoint-20"], "did you mean model?"),
+        (["--output-dir", "zzz"], "there is no run in zzz to go on with; there are "),
+        (["--output-dir", "nowhere/run"], "to go on with; leave out --resume to start one"),
+        (["addition"], "there is no run in runs/addition to go on with"),
+    ],
+)
+def test_resuming_what_is_not_there_starts_nothing(folder, arguments, message):
+    before = sorted(folder.rglob("*"))
+    done = minitransformer("train", *arguments, "--resume", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("minitransformer: error: ")
+    assert message in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_is_overwritten_by_a_setting_and_resumed_without_harm(folder):
+    def train(*arguments):
+        return minitransformer("train", *arguments, "--output-dir", "again", *TASK, cwd=folder)
+
+    first = train("sort")
+    assert first.returncode == 0, first.stderr
+    assert "holds another run" in train("sort").stderr
+    written = (folder / "again" / "checkpoint-3").stat().st_mtime_ns
+    done = train("sort", "--set", "overwrite_output_dir=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    overwritten = (folder / "again" / "checkpoint-3").stat().st_mtime_ns
+    assert overwritten > written
+    (folder / "again" / "notes.txt").write_text("mine")
+    assert '"overwrite_output_dir": false' in (folder / "again" / "run.json").read_text()
+    resumed = train("--resume", "--set", "overwrite_output_dir=true")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert (folder / "again" / "checkpoint-3").stat().st_mtime_ns == overwritten
+    assert (folder / "again" / "notes.txt").read_text() == "mine"
 
 
 def test_a_task_from_end_to_end(folder):

@@ -8,24 +8,29 @@ from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError, check_types
 from minitransformer.models import GPTConfig
+from minitransformer.pretrained import Pretrained, find_pretrained
 from minitransformer.suggestions import check_settings, suggesting, suggestion
 from minitransformer.training import TrainingArguments
 
 CORPORA = ("python", "text", *TASKS)
 PARTS = {"name": str, "description": str, "corpus": str, "text": dict, "model": dict, "training": dict}
+PRETRAINED = "pretrained"  # the setting, and the tokenizer that comes with it
+OF_PRETRAINED = ("dropout", "context_length")  # what may differ from the model that is started from
 
 
 @suggesting
 @dataclass(frozen=True)
 class TextSettings:
     """How text becomes tokens: ``tokenizer`` is ``"characters"``, ``"bpe"`` or ``"wordpiece"``; the latter
-    two learn ``vocabulary_size`` tokens."""
+    two learn ``vocabulary_size`` tokens. It is ``"pretrained"`` where it comes with the model."""
 
     tokenizer: str = "characters"
     vocabulary_size: int = 0
 
     def __post_init__(self):
         check_types(self)
+        if self.tokenizer == PRETRAINED and not self.vocabulary_size:
+            return
         if self.tokenizer not in KINDS:
             raise InputError(f"tokenizer is {self.tokenizer!r}; expected one of {', '.join(KINDS)}")
         if self.tokenizer == "characters" and self.vocabulary_size:
@@ -37,7 +42,10 @@ class TextSettings:
 @suggesting
 @dataclass(frozen=True)
 class Recipe:
-    """A named run: ``corpus`` is "python", "text" or a task; ``model`` holds ``GPTConfig``'s fields."""
+    """A named run: ``corpus`` is "python", "text" or a task; ``model`` holds ``GPTConfig``'s fields.
+
+    With ``pretrained`` it starts from that model, else from random weights.
+    """
 
     name: str
     description: str
@@ -45,9 +53,12 @@ class Recipe:
     model: dict
     training: TrainingArguments
     text: TextSettings = field(default_factory=TextSettings)
+    pretrained: Pretrained | None = None
 
     def config(self, vocabulary_size):
-        """Return the ``GPTConfig`` for a corpus of ``vocabulary_size`` tokens."""
+        """Return the ``GPTConfig`` for ``vocabulary_size`` tokens, or those of the pretrained model."""
+        if self.pretrained is not None:
+            vocabulary_size = self.pretrained.vocabulary_size
         return GPTConfig(vocabulary_size=vocabulary_size, **self.model)
 
     def table(self):
@@ -64,7 +75,9 @@ def recipe_names():
 def load_recipe(name, assignments=()):
     """Return the recipe ``name`` with ``assignments`` made, strings like ``"max_steps=500"``.
 
-    A value is read as TOML, or as a string where that fails; of two for one name the last wins. Raises
+    A value is read as TOML, or as a string where that fails; of two for one name the last wins.
+    ``"pretrained=DIR"`` lets the run start from the model in that folder, with its shape and its tokenizer,
+    whatever the recipe has; only its dropout and a smaller ``context_length`` can then be set. Raises
     InputError for a recipe or a setting that does not exist (suggesting the nearest) and for an unfit value.
     """
     if name not in recipe_names():
@@ -88,9 +101,12 @@ def recipe_from(table, assignments=()):
         description = {part: table[part] for part in ("name", "description", "corpus")}
         if description["corpus"] not in CORPORA:
             raise InputError(f"corpus is {description['corpus']!r}; expected one of {', '.join(CORPORA)}")
-        _assign(parts, assignments)
+        given = table.get(PRETRAINED)
+        pretrained = _assign(parts, assignments, None if given is None else Pretrained(**given))
         text, training = TextSettings(**parts["text"]), TrainingArguments(**parts["training"])
-        recipe = Recipe(**description, model=parts["model"], training=training, text=text)
+        recipe = Recipe(
+            **description, model=parts["model"], training=training, text=text, pretrained=pretrained
+        )
         recipe.config(vocabulary_size=1)
     except InputError:
         raise
@@ -99,13 +115,19 @@ def recipe_from(table, assignments=()):
     return recipe
 
 
-def _assign(parts, assignments):
-    """Make ``assignments`` in the tables ``parts``."""
+def _assign(parts, assignments, pretrained):
+    """Make ``assignments`` in the tables ``parts``; return what is started from."""
     known = {
         "text": _names(TextSettings),
         "model": _names(GPTConfig) - {"vocabulary_size"},
-        "training": _names(TrainingArguments) - {"output_dir"},
+        "training": _names(TrainingArguments) - {"output_dir", "disable_tqdm"},
+        "start": {PRETRAINED},
     }
+    folder = pretrained_folder(assignments)
+    if folder is not None:
+        pretrained, config = find_pretrained(folder)
+        parts["model"] = {name: value for name, value in asdict(config).items() if name in known["model"]}
+        parts["text"] = {"tokenizer": PRETRAINED}
     for assignment in assignments:
         setting, equals, written = assignment.partition("=")
         setting = setting.strip()
@@ -113,7 +135,38 @@ def _assign(parts, assignments):
             raise InputError(f"{assignment!r} is not name=value")
         check_settings([setting], set().union(*known.values()))
         part = next(part for part, names in known.items() if setting in names)
-        parts[part][setting] = _value(written.strip())
+        if part == "start":
+            continue
+        value = _value(written.strip())
+        if pretrained is not None and part != "training":
+            _check_fits_pretrained(setting, value, parts["model"].get(setting), pretrained)
+        parts[part][setting] = value
+    if pretrained is None and parts["text"].get("tokenizer") == PRETRAINED:
+        raise InputError("the tokenizer 'pretrained' comes with a model; give that by pretrained=DIR")
+    return pretrained
+
+
+def pretrained_folder(assignments):
+    """Return the folder that ``assignments`` give as ``pretrained``, or None."""
+    settings = (assignment.partition("=") for assignment in assignments)
+    folders = [
+        written.strip() for setting, equals, written in settings if equals and setting.strip() == PRETRAINED
+    ]
+    return str(_value(folders[-1])) if folders else None
+
+
+def _check_fits_pretrained(setting, value, own, pretrained):
+    if setting not in OF_PRETRAINED and value != own:
+        what = "its tokenizer" if own is None else f"{setting} {own}"
+        raise InputError(
+            f"{setting} is {value!r}, but the model in {pretrained.folder} comes with {what}; of what is "
+            f"pretrained only {' and a smaller '.join(OF_PRETRAINED)} can be set"
+        )
+    if setting == "context_length" and isinstance(value, int) and value > pretrained.context_length:
+        raise InputError(
+            f"context_length is {value}, but the model in {pretrained.folder} has "
+            f"{pretrained.context_length} positions; set it to at most that"
+        )
 
 
 def _names(settings):
