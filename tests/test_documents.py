@@ -21,7 +21,7 @@ FLOORS = [
     {"data", "plots"},
     {"evaluation", "streaming", "generation", "checkpoint", "attention_maps"},
     {"training"},
-    {"recipes", "info"},
+    {"recipes", "info", "pretrained"},
     {"run"},
     {"cost", "display", "writing"},
     {"cli", "__main__"},
