@@ -260,7 +260,7 @@ def recipes(
     for title, part in (("text", recipe.text), ("model", recipe.model), ("training", recipe.training)):
         print(f"[{title}]")
         for setting, value in (part if isinstance(part, dict) else vars(part)).items():
-            if setting != "output_dir":
+            if setting not in ("output_dir", "disable_tqdm"):
                 print(f"{setting} = {json.dumps(value)}")
         print()
     _print_cost(estimate_cost(recipe, data or ()), recipe.corpus == "text" and not data)

@@ -78,7 +78,7 @@ class TokenWindows:
         digest = hashlib.sha256(f"{self.length} {len(self.tokens)}".encode())
         for _, block in _blocks(self.tokens, MOST_READ):
             digest.update(block.astype("<i8").tobytes())
-        return f"{len(self.tokens):,} tokens in windows of {self.length}, sha256 {digest.hexdigest()}"
+        return f"{len(self.tokens):,} tokens in windows of {self.length}, sha256 {digest.hexdigest()[:16]}"
 
     def batches_per_epoch(self, rows):
         """Return how many batches of ``rows`` windows hold as many tokens as there are."""
@@ -160,7 +160,7 @@ class Sequences:
         digest = hashlib.sha256(self.lengths.astype("<i8").tobytes())
         for row in (*self.ids, *self.targets):
             digest.update(row.astype("<i8", copy=False))
-        return f"{len(self.ids):,} examples, sha256 {digest.hexdigest()}"
+        return f"{len(self.ids):,} examples, sha256 {digest.hexdigest()[:16]}"
 
     def batches_per_epoch(self, rows):
         """Return how many batches of ``rows`` examples are one pass; one of them may be smaller."""
