@@ -112,7 +112,8 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
         trainer.train(resume_from_checkpoint=resume)
     except (DivergedError, Stopped):
         with contextlib.suppress(OSError, InputError):  # the picture is not worth hiding the reason
-            plot_training(trainer.history, output_dir / PICTURE)
+            if trainer.step:
+                plot_training(trainer.history, output_dir / PICTURE)
         raise
     plot_training(trainer.history, output_dir / PICTURE)
     return model, material

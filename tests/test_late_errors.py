@@ -21,6 +21,8 @@ from tiny_runs import (
 from minitransformer.data import Sequences, TokenWindows, datasets
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.recipes import load_recipe
+from minitransformer.run import Display, train_recipe
 from minitransformer.training import (
     Callback,
     EarlyStopping,
@@ -309,6 +311,18 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_and_says_so(tmp_path):
         tiny_trainer(tmp_path / "run", callbacks=[Interrupt()]).train()
     assert stopped.value.folder is None
     assert names(tmp_path) == []
+
+
+def test_a_whole_run_that_is_stopped_before_its_first_step_leaves_nothing(tmp_path):
+    class Interrupt(Display):
+        def on_evaluate(self, trainer, line):
+            signal.raise_signal(signal.SIGTERM)
+
+    recipe = load_recipe("sort", ["layers=1", "max_steps=3"])
+    for folder in (tmp_path / "runs" / "sort", tmp_path):
+        with pytest.raises(Stopped):
+            train_recipe(recipe, folder, display=Interrupt())
+        assert names(tmp_path) == []
 
 
 def test_after_the_first_step_what_there_is_stays(tmp_path):

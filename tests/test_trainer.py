@@ -452,7 +452,11 @@ def test_a_folder_that_holds_another_run_is_refused_and_stays_as_it_is(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "metrics.jsonl", "checkpoint-3/config.json"]
+    "name",
+    [
+        *("config.json", "model.safetensors", "metrics.jsonl"),
+        *("checkpoint-3/config.json", "best/model.safetensors"),
+    ],
 )
 def test_any_part_of_another_run_is_enough_to_refuse(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)

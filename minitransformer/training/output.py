@@ -55,8 +55,8 @@ def check_output_dir(folder, resuming, overwriting=False):
     if resuming and (folder / WEIGHTS).exists() and not checkpoints(folder):
         raise InputError(f"{folder} holds a model but no checkpoint to resume; choose another output_dir")
     if not (resuming or overwriting) and folder.exists():
-        held = [name for name in (CONFIG, WEIGHTS, METRICS) if (folder / name).exists()]
-        if held or checkpoints(folder):
+        signs = CONFIG, WEIGHTS, METRICS, f"{BEST}/{WEIGHTS}"
+        if any((folder / name).exists() for name in signs) or checkpoints(folder):
             raise InputError(
                 f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), "
                 "replace it by overwrite_output_dir=true, or choose another output_dir"
