@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import settings
+from processes import usual_signals
 
 NEEDS_ORACLE = "needs the oracle extra"
 
@@ -25,6 +26,13 @@ def oracle(name):
     if os.environ.get("MINITRANSFORMER_REQUIRE_ORACLES") == "1":
         pytest.fail(reason)
     return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_of_the_tests():
+    """Let no signal be ignored by the tests, nor by what they start, because whoever started them does."""
+    with usual_signals():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from processes import running
 
 from minitransformer.recipes import load_recipe
 
@@ -178,18 +179,17 @@ def test_an_interrupt_ends_an_answer_and_not_the_program(folder):
 )
 def test_a_reader_that_leaves_early(folder, arguments):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    generating = subprocess.Popen(
+    with running(
         command(*arguments),
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    generating.stdout.close()
-    errors = generating.stderr.read()
-    generating.stderr.close()
-    assert generating.wait(timeout=60) == 1
+    ) as generating:
+        generating.stdout.close()
+        errors = generating.stderr.read()
+        assert generating.wait(timeout=60) == 1
     assert errors == ""
 
 
@@ -337,24 +337,24 @@ def test_divergence_keeps_the_last_good_weights(folder):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(folder, sent, code):
     name = f"stopped-{code}"
-    running = subprocess.Popen(
+    metrics = folder / name / "metrics.jsonl"
+    with running(
         command(
             *("train", "shakespeare", "--data", "text.txt", "--output-dir", name, *SETTINGS),
-            *("--set", "max_steps=1000000", "--set", "eval_steps=1000000", "--set", "save_steps=1000000"),
+            *("--set", "max_steps=100000", "--set", "eval_steps=100000", "--set", "save_steps=100000"),
         ),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    metrics = folder / name / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(sent)
-    output, errors = running.communicate(timeout=60)
-    assert running.returncode == code
+    ) as training:
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        training.send_signal(sent)
+        output, errors = training.communicate(timeout=60)
+    assert training.returncode == code
     assert errors == "\nstopping after this step; once more stops at once\n"
     assert f"{name} holds the last checkpoint" in output
     assert f"train --resume --output-dir {name}" in output

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killed_runs import trainer_of
+from processes import running
 from tiny_runs import (
     assert_same_end,
     metrics,
@@ -179,16 +180,16 @@ def test_the_trainer_that_was_signalled_can_go_on_itself(tmp_path, uninterrupted
 @pytest.mark.parametrize(("kind", "kills"), [("windows", 20), ("sequences", 5)])
 def test_a_run_that_was_killed_again_and_again_ends_the_same(tmp_path, kind, kills):
     """At random instants, most of them within the writing of a checkpoint."""
-    done = subprocess.run(
+    with running(
         [sys.executable, Path(__file__).with_name("killed_runs.py"), kind, tmp_path, str(kills)],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    seen = json.loads(done.stdout)
+    ) as killing:
+        output, errors = killing.communicate(timeout=300)
+    assert (killing.returncode, errors) == (0, "")
+    seen = json.loads(output)
     assert len(seen["steps"]) >= kills
     assert seen["within_a_save"] >= kills // 10
     assert seen["steps"] == sorted(seen["steps"])

@@ -180,7 +180,8 @@ token_file(text, character_tokenizer(text.pieces()), lambda *_: os.kill(os.getpi
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_write_leaves_nothing_under_the_final_name(written, cache):
     text = written(CONTENT)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(text.spans[0][0])], check=False)
+    command = [sys.executable, "-c", KILLED, str(text.spans[0][0])]
+    done = subprocess.run(command, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in cache()] == [".part"]
     tokenizer = character_tokenizer(CONTENT)

@@ -239,6 +239,7 @@ def test_the_same_text_gives_the_same_tokenizer_in_every_process(tokenizers, lea
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
+        timeout=120,
         check=True,
     )
     assert done.stdout.splitlines() == [tokenizers[kind].to_str() for kind in ("bpe", "wordpiece")]
