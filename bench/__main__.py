@@ -13,12 +13,13 @@ from bench.contenders import TURNS, ContenderError
 from bench.machine import available_cores
 from bench.pictures import memory_growth, roofline
 from bench.report import (
-    case_in_words,
+    in_words,
     print_means,
     print_memory,
     print_table,
     progress,
     sizes,
+    threads,
     write_results,
 )
 from bench.step import CASES, compare, described
@@ -48,7 +49,7 @@ def step(json_file: JsonFile = None):
     counts = sorted({1, len(cores)})
     races = [
         (
-            f"{case.name} ({sizes(described(case, count))}), threads: {count}",
+            f"{case.name} ({sizes(described(case, count))}), {threads(count)}",
             functools.partial(compare, case, cores[:count]),
         )
         for case in CASES
@@ -70,7 +71,7 @@ def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
     counts = sorted({1, len(cores)})
     races = [
         (
-            case_in_words(benchmark.described(case, count)),
+            in_words(benchmark.described(case, count)),
             functools.partial(benchmark.compare, case, cores[:count]),
         )
         for count in counts

@@ -1,83 +1,94 @@
 """What a benchmark says: progress while it runs, a table at its end, and JSON beside it."""
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column
 
 from bench.machine import machine
 from minitransformer.files import write_json
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 SIZES = ("B", "T", "D", "H", "K", "F", "V")
+ROW_SIZES = ("B", "T", "K")  # that cases of attention differ in
 
 
 def progress():
     """Return a bar on standard error; where that is no terminal, only what is printed above it is seen."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    description = TextColumn("{task.description}", table_column=Column(overflow="fold"))
+    columns = BarColumn(bar_width=20), TimeRemainingColumn(), description
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def print_table(results):
-    """Print the races ``results``, one a row."""
-    table = Table(
-        title=f"{results[0]['benchmark']}: minitransformer and {results[0]['peer']}",
-        caption="times: median (minimum); ratio, and the names after it: their time divided by ours; "
-        "ceiling: share of the rate of matrix products",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("case")
-    with_passes = "pass" in results[0]["case"]
+    """Print the races ``results``: a block for each kind of case, and in it a case a row."""
     others = list(dict.fromkeys(name for result in results for name in result["other_seconds"]))
-    for name in ("threads", "ours", "peer", "ratio", *others, "ceiling"):
-        table.add_column(name, justify="right", no_wrap=True)
+    blocks = {}
     for result in results:
-        table.add_row(
-            case_in_words(result["case"]) if with_passes else sizes(result["case"]),
-            str(result["case"]["threads"]),
+        kind, name = kind_and_name(result["case"])
+        row = (
+            name,
             _times(result, "ours"),
             _times(result, "peer"),
             f"{result['ratio']:.2f}",
-            *(_ratio_to(result, name) for name in others),
+            *(_ratio_to(result, other) for other in others),
             f"{result['ceiling_share']:.0%}",
         )
-    Console().print(table)
+        blocks.setdefault(kind, []).append(row)
+    _print_blocks(
+        f"{results[0]['benchmark']}: minitransformer (ours) and {results[0]['peer']} (peer)",
+        (_row_title(results[0]["case"]), "ours", "peer", "ratio", *others, "ceiling"),
+        blocks,
+        "times: median (minimum); ratio, and the names after it: their time divided",
+        "by ours; ceiling: share of the rate of matrix products",
+    )
 
 
 def print_means(means):
     """Print the geometric means of the ratios, by what ``bench.attention.means`` groups them."""
-    table = Table(title="ratios at K=64, T 512 to 4096", box=SIMPLE_HEAD)
-    for name in ("threads", "pass", "mask", "geometric mean", "smallest"):
-        table.add_column(name, justify="left" if name in ("pass", "mask") else "right")
+    blocks = {}
     for group in means:
-        threads, which, mask, mean, smallest = group.values()
-        table.add_row(str(threads), which, mask, f"{mean:.2f}", f"{smallest:.2f}")
-    Console().print(table)
+        count, which, mask, mean, smallest = group.values()
+        blocks.setdefault(threads(count), []).append((f"{which}, {mask}", f"{mean:.2f}", f"{smallest:.2f}"))
+    _print_blocks("ratios at K=64, T 512 to 4096", ("", "geometric mean", "smallest"), blocks)
 
 
 def print_memory(results, slopes):
     """Print how many MiB each contender needed, a length a row."""
-    table = Table(
-        title="memory of attention, forward and backward, in MiB",
-        caption="slope: of log memory against log T; 1 is linear, 2 quadratic",
-        box=SIMPLE_HEAD,
-    )
     columns = {"ours": "ours", "peer": results[0]["peer"], "definition": "definition"}
-    for name in ("T", *columns.values()):
-        table.add_column(name, justify="right")
+    rows = []
     for result in results:
         used = (result.get(f"{role}_bytes") for role in columns)
         cells = ("–" if size is None else f"{size / 2**20:.1f}" for size in used)
-        table.add_row(str(result["case"]["T"]), *cells)
-    table.add_section()
-    table.add_row("slope", *(f"{slopes[role]:.2f}" if role in slopes else "–" for role in columns))
-    Console().print(table)
+        rows.append((f"T={result['case']['T']}", *cells))
+    rows.append(("slope", *(f"{slopes[role]:.2f}" if role in slopes else "–" for role in columns)))
+    _print_blocks(
+        "memory of attention, forward and backward, in MiB",
+        ("", *columns.values()),
+        {"": rows},
+        "slope: of log memory against log T; 1 is linear, 2 quadratic",
+    )
 
 
 def write_results(json_file, results, **summary):
     """Write ``results`` and a ``summary`` of them with the machine they were measured on."""
     write_json(json_file, {"machine": machine(), **summary, "results": results})
+
+
+def kind_and_name(case):
+    """Return in a few words what a case has in common with others, and what tells it from them."""
+    if "pass" not in case:
+        return sizes(case), threads(case["threads"])
+    mask = "causal" if case["causal"] else "full"
+    dropout = f", dropout {case['dropout']}" if case["dropout"] else ""
+    kind = f"{case['pass']}, {mask}{dropout}, H={case['H']}, {threads(case['threads'])}"
+    return kind, ", ".join(str(case[letter]) for letter in ROW_SIZES)
+
+
+def in_words(case):
+    """Return ``case`` of attention in one line."""
+    kind, name = kind_and_name(case)
+    return f"{kind}, {_row_title(case)} {name}"
 
 
 def sizes(case):
@@ -86,10 +97,29 @@ def sizes(case):
     return ", ".join([*layers, *(f"{letter}={case[letter]}" for letter in SIZES if letter in case)])
 
 
-def case_in_words(case):
-    """Return a case of attention in a few words."""
-    dropout = f", dropout {case['dropout']}" if case["dropout"] else ""
-    return f"{case['pass']}, {'causal' if case['causal'] else 'full'}, {sizes(case)}{dropout}"
+def threads(count):
+    """Return ``count`` of threads in words."""
+    return f"{count} thread" + "s" * (count != 1)
+
+
+def _row_title(case):
+    return ", ".join(ROW_SIZES) if "pass" in case else ""
+
+
+def _print_blocks(title, header, blocks, *notes):
+    """Print ``blocks``, ``{heading: rows}``, in columns under one ``header``, no cell cut, however narrow
+    the terminal is."""
+    rows = [header, *(row for block in blocks.values() for row in block)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row):
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        return "  ".join([row[0].ljust(len(first)), *others])
+
+    lines = [title, "", line(header), "─" * len(line(header))]
+    for number, (heading, block) in enumerate(blocks.items()):
+        lines += [""] * (number > 0) + [heading] * bool(heading) + [line(row) for row in block]
+    print("\n" + "\n".join([*lines, *([""] if notes else []), *notes]))
 
 
 def _ratio_to(result, name):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,11 +13,12 @@ from bench import contenders
 from bench.__main__ import app, main
 from bench.contenders import ContenderError, race, started
 from bench.machine import available_cores
-from bench.report import print_table, write_results
+from bench.report import print_means, print_memory, print_table, write_results
 from bench.step import Case, compare, nanogpt
 from minitransformer.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("short_races")
+RECORDS = Path(__file__).parent.parent / "bench" / "results"
 CORES = available_cores()[:1]
 SMALL = Case("small", 16, nanogpt(vocabulary_size=11, context_length=64, layers=1, heads=2, width=16))
 PLANTED = """
@@ -84,6 +87,40 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert written["machine"]["cores"] >= 1
     print_table([result])
     assert "pytorch-eager" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("name", ["attention", "memory", "step"])
+def test_the_table_of_the_record_can_be_read(name, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    record = json.loads((RECORDS / f"{name}.json").read_text())
+    if name == "memory":
+        print_memory(record["results"], record["slopes"])
+    else:
+        print_table(record["results"])
+    if name == "attention":
+        print_means(record["means"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for part in CELLS[name]:
+        assert part in shown
+    if name != "memory":
+        assert len(re.findall(r"\d%$", shown, flags=re.MULTILINE)) == len(record["results"])
+
+
+CELLS = {
+    "attention": [
+        "forward + backward, causal, dropout 0.1, H=8, 2 threads\n"
+        "2, 1024, 64   53.6 (51.1) ms    304 (282) ms   5.67       13.18      –      72%\n",
+        "1 thread\nforward, full ",
+    ],
+    "memory": ["T=16384  129.8         131.1           –\nslope "],
+    "step": [
+        "2 layers, B=2, T=256, D=768, H=12, K=64, F=3072, V=50257\n"
+        "1 thread   1.89 (1.81) s   2.69 (2.55) s   1.42        1.00      84%\n",
+    ],
+}
 
 
 def test_a_peer_that_learns_something_else_is_refused(torch, planted):
