@@ -9,6 +9,10 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FOLDED = re.compile(
+    r"<details>\n<summary>A solution of exercise \d\.\d</summary>\n\n```python\n(.*)\n```\n\n</details>",
+    re.DOTALL,
+)
 CHECKED = re.compile(r"exercise [\d.]+: (passed|not yet)")
 
 
@@ -21,13 +25,13 @@ def run(notebook):
 
 def with_solutions(notebook):
     copy = nbformat.from_dict(notebook)
-    for cell in exercises(copy):
-        cell.source = cell.metadata["solution"]
+    for exercise, solution in zip(tagged(copy, "exercise"), tagged(copy, "solution"), strict=True):
+        exercise.source = FOLDED.fullmatch(solution.source).group(1)
     return copy
 
 
-def exercises(notebook):
-    return [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", ())]
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
 
 
 def verdicts(notebook):
@@ -56,7 +60,7 @@ def test_there_are_tutorials():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial(path):
     committed = nbformat.read(path, as_version=4)
-    count = len(exercises(committed))
+    count = len(tagged(committed, "exercise"))
     assert count >= 2
 
     as_read = run(committed)
@@ -68,7 +72,19 @@ def test_tutorial(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_is_committed_with_its_outputs(path):
     notebook = nbformat.read(path, as_version=4)
-    assert verdicts(notebook) == ["not yet"] * len(exercises(notebook))
+    assert verdicts(notebook) == ["not yet"] * len(tagged(notebook, "exercise"))
     kinds = {output.output_type for cell in notebook.cells for output in cell.get("outputs", ())}
     assert "error" not in kinds
     assert "display_data" in kinds
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_solutions_are_folded_below_their_checks_where_every_viewer_shows_them(path):
+    notebook = nbformat.read(path, as_version=4)
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", ())]
+    assert tags == ["exercise", "exercise-check", "solution"] * (len(tags) // 3)
+    for cell in tagged(notebook, "solution"):
+        assert cell.cell_type == "markdown"
+        before = notebook.cells[notebook.cells.index(cell) - 1]
+        assert before.metadata.tags == ["exercise-check"]
+    assert "(Stuck? A solution is folded away below each" in "".join(cell.source for cell in notebook.cells)
