@@ -3,11 +3,14 @@
 import ast
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SVG = "{http://www.w3.org/2000/svg}"
 PACKAGE = ROOT / "minitransformer"
 
 # from the ground up; a module may import from its own floor and from those below
@@ -93,3 +96,29 @@ def test_cupy_is_imported_in_one_place():
 def test_nothing_is_pickled():
     for path in PACKAGE.rglob("*.py"):
         assert not re.search(r"pickle|np\.load\(|np\.save", path.read_text()), path
+
+
+@pytest.mark.parametrize("name", ["block.svg", "architecture.svg"])
+def test_pictures_say_in_every_viewer_what_they_say_in_a_browser(name):
+    """Some viewers draw no markers, hide a short line under its arrowhead, and swallow leading spaces."""
+    picture = ElementTree.parse(ROOT / name).getroot()
+    tags = [element.tag.partition("}")[2] for element in picture.iter()]
+    assert "marker" not in tags
+    assert not any(text.text.startswith(" ") for text in picture.iter(SVG + "text"))
+    arrows = [group for group in picture.iter(SVG + "g") if group.get("class") == "arrow"]
+    assert len(arrows) >= 8
+    for shaft, head in arrows:
+        *_, before, end = corners(shaft)
+        tip, left, right = corners(head)
+        base = (left + right) / 2
+        np.testing.assert_allclose(end, base, atol=0.1)
+        length = np.linalg.norm(tip - base)
+        assert np.linalg.norm(end - before) >= length
+        np.testing.assert_allclose(
+            tip - base, (end - before) * length / np.linalg.norm(end - before), atol=0.1
+        )
+
+
+def corners(path):
+    """Return the corners (n, 2) of a path of straight lines between given points."""
+    return np.array([point.split() for point in re.split("[ML]", path.get("d").rstrip("Z"))[1:]], float)
