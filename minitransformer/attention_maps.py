@@ -14,11 +14,11 @@ COLOUR_TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 FONT = "DejaVu Sans"  # comes with matplotlib
 WHITESPACE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 LONGEST_LABEL = 14  # characters
-MAPS_IN_A_ROW = 4  # when a layer or a head is chosen
+MOST_ABREAST = 4  # maps beside each other; of more, nothing could be read
 
 # inches
-LARGEST_CELL, SMALLEST_LABELLED_CELL = 0.3, 0.085
-USUAL_GRID, LARGEST_GRID, SMALLEST_MAP = 14, 24, 1.3
+LARGEST_CELL, SMALLEST_LABELLED_CELL = 0.3, 0.1  # of 0.1 inches: labels of 6 points
+USUAL_GRID, LARGEST_GRID, SMALLEST_MAP = 14, 16, 1.3
 GAP, TITLE_ROOM, BAR_WIDTH, LARGEST_BAR = 0.15, 0.28, 0.12, 4
 POINTS, LARGEST_FONT = 72, 10  # POINTS are an inch
 
@@ -75,7 +75,8 @@ def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
 
     ``labels`` are T strings, one for each token (see ``token_labels``); where there are too many to be read,
     their positions stand instead. ``layer`` and ``head``, counted from 0, choose what is drawn: one map, the
-    heads of one layer, one head in every layer, or by default everything, a layer in each row.
+    heads of one layer, one head in every layer, or by default everything, a layer in each row; but no more
+    than ``shown_maps`` says, so that it can be read.
     ``visible`` are booleans (T, T), False where a token cannot look: that stays blank. By default a token
     sees itself and those before it, as in a GPT; maps that are not 0 elsewhere raise ValueError.
 
@@ -90,24 +91,50 @@ def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
             f"plot_attention: maps of shape {maps.shape} for {length} labels; expected (layers, H, "
             f"{length}, {length}) with 0 wherever visible is False"
         )
-    chosen = _chosen(maps, layer, head)
-    columns = maps.shape[1] if layer is None and head is None else min(len(chosen), MAPS_IN_A_ROW)
-    panels = {f"layer {pair[0]}, head {pair[1]}": np.ma.masked_where(~visible, maps[pair]) for pair in chosen}
+    layers, heads = shown_maps(maps.shape[:2], length, layer=layer, head=head)
+    pairs = [(one_layer, one_head) for one_layer in layers for one_head in heads]
+    columns = len(heads) if min(len(layers), len(heads)) > 1 else min(len(pairs), _most_abreast(length))
+    panels = {f"layer {pair[0]}, head {pair[1]}": np.ma.masked_where(~visible, maps[pair]) for pair in pairs}
     save_picture(_figure(panels, labels, columns), path)
 
 
-def _chosen(maps, layer, head):
-    """Return the pairs of layer and head to draw."""
-    return [
-        (one_layer, one_head)
-        for one_layer in _numbers("layer", layer, maps.shape[0])
-        for one_head in _numbers("head", head, maps.shape[1])
-    ]
+def shown_maps(counts, length, *, layer=None, head=None):
+    """Return the layers and the heads, two lists, of which ``plot_attention`` draws every pair.
+
+    ``counts`` are how many layers and heads there are, ``length`` how many tokens, ``layer`` and ``head``
+    what was chosen. Of many layers some from the first to the last are drawn, of many heads the first: four
+    by four, or fewer of long texts, whose labels need the room.
+    """
+    layers, heads = _numbers("layer", layer, counts[0]), _numbers("head", head, counts[1])
+    most = _most_abreast(length)
+    if min(len(layers), len(heads)) == 1:
+        most **= 2  # they are drawn in several rows
+    places = range(min(most, len(layers)))
+    return [layers[place * (len(layers) - 1) // max(1, len(places) - 1)] for place in places], heads[:most]
+
+
+def left_out(counts, length, *, layer=None, head=None):
+    """Return a line that says what ``plot_attention`` leaves out, and how to see it; "" if that is nothing.
+
+    The arguments are those of ``shown_maps``.
+    """
+    shown = shown_maps(counts, length, layer=layer, head=head)
+    parts = []
+    for name, number, count, numbers in zip(("layer", "head"), (layer, head), counts, shown, strict=True):
+        if number is None and len(numbers) < count:
+            parts.append(f"{name}s {', '.join(map(str, numbers))} of 0 to {count - 1} (choose by --{name})")
+    return f"drawn are {', and '.join(parts)}\n" if parts else ""
+
+
+def _most_abreast(length):
+    """Return how many maps of ``length`` tokens may stand side by side."""
+    labelled = int(LARGEST_GRID / (SMALLEST_LABELLED_CELL * length))
+    return min(labelled, MOST_ABREAST) if labelled > 1 else MOST_ABREAST
 
 
 def _numbers(name, number, count):
     if number is None:
-        return range(count)
+        return list(range(count))
     if not 0 <= number < count:
         existing = f"{name}s 0 to {count - 1}" if count > 1 else f"only {name} 0"
         raise InputError(f"there is no {name} {number}; the model has {existing}")

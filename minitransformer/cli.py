@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minitransformer.attention_maps import attention_maps, plot_attention, token_labels
+from minitransformer.attention_maps import attention_maps, left_out, plot_attention, token_labels
 from minitransformer.checkpoint import CONFIG, load_model
 from minitransformer.cost import estimate_cost
 from minitransformer.data.corpus import CORPUS, judged
@@ -229,6 +229,7 @@ def attention(
     maps = attention_maps(model, ids)
     plot_attention(maps, token_labels(tokenizer, ids), output, layer=layer, head=head)
     print(f"{output} shows where each of {len(ids)} tokens looks")
+    print(left_out(maps.shape[:2], len(ids), layer=layer, head=head), end="")
 
 
 @app.command()

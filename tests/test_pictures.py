@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from minitransformer import attention_maps as module
 from minitransformer import cli, plots
 from minitransformer.arrays import device_module
-from minitransformer.attention_maps import attention_maps, plot_attention, token_labels
+from minitransformer.attention_maps import attention_maps, left_out, plot_attention, shown_maps, token_labels
 from minitransformer.checkpoint import load_model, save_model
 from minitransformer.data import character_tokenizer, encode
 from minitransformer.errors import InputError
@@ -284,17 +284,19 @@ LABELS = ["␣return", "⏎␣␣␣", "def", "␣ValueError", "(", r"\u4e2d", "
 
 
 @pytest.mark.parametrize("length", [1, 10, 30, 60])
-@pytest.mark.parametrize("grid", [(1, 1), (2, 4), (4, 2)], ids=str)
+@pytest.mark.parametrize("grid", [(1, 1), (2, 4), (4, 2), (12, 12)], ids=str)
 @pytest.mark.parametrize("labels", [["W", "g"], LABELS], ids=["characters", "words"])
 def test_labels_can_be_read(figures, length, grid, labels):
     maps = np.tile(np.eye(length), (*grid, 1, 1))
+    drawn = shown_maps(grid, length)
     plot_attention(maps, [labels[i % len(labels)] for i in range(length)], "attention.png")
     (figure,) = figures
     figure.set_dpi(plots.DOTS)
     figure.draw_without_rendering()
     texts = [text for axes in figure.axes for text in shown_texts(axes)]
-    assert sum(text.get_text() in labels for text in texts) == length * sum(grid)
-    assert min(text.get_fontsize() for text in texts) >= 5
+    assert sum(text.get_text() in labels for text in texts) == length * sum(map(len, drawn))
+    assert min(text.get_fontsize() for text in texts) >= 6
+    assert max(figure.get_size_inches()) < 18
     assert all(text.get_fontfamily() == [module.FONT] for text in texts if text.get_text() in labels)
     boxes, panels = (
         np.array([part.get_window_extent().extents for part in parts]) for parts in (texts, figure.axes)
@@ -313,6 +315,34 @@ def overlap(boxes, others):
     low = np.maximum(boxes[:, None, :2], others[:, :2])
     high = np.minimum(boxes[:, None, 2:], others[:, 2:])
     return (high - low > 1).all(axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("length", "choice", "layers", "heads"),
+    [
+        (10, {}, [0, 3, 7, 11], [0, 1, 2, 3]),
+        (50, {}, [0, 5, 11], [0, 1, 2]),
+        (60, {}, [0, 11], [0, 1]),
+        (400, {}, [0, 3, 7, 11], [0, 1, 2, 3]),
+        (10, {"layer": 3}, [3], list(range(12))),
+        (60, {"layer": 3}, [3], [0, 1, 2, 3]),
+        (60, {"head": 7}, [0, 3, 7, 11], [7]),
+        (60, {"layer": 3, "head": 7}, [3], [7]),
+    ],
+)
+def test_of_many_maps_some_are_drawn(figures, length, choice, layers, heads):
+    plot_attention(np.tile(np.eye(length), (12, 12, 1, 1)), ["x"] * length, "attention.png", **choice)
+    titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
+    assert titles == [f"layer {layer}, head {head}" for layer in layers for head in heads]
+
+
+def test_what_is_left_out_is_said():
+    assert left_out((2, 4), 10) == left_out((12, 12), 60, layer=3, head=7) == ""
+    assert left_out((12, 12), 10) == (
+        "drawn are layers 0, 3, 7, 11 of 0 to 11 (choose by --layer), "
+        "and heads 0, 1, 2, 3 of 0 to 11 (choose by --head)\n"
+    )
+    assert left_out((12, 12), 60, layer=3) == "drawn are heads 0, 1, 2, 3 of 0 to 11 (choose by --head)\n"
 
 
 def test_positions_stand_where_labels_would_be_too_small(figures):
@@ -416,6 +446,15 @@ def test_the_commands(folder, minitransformer):
     expected = "positions.png shows the learned encoding of 16 positions\n"
     assert minitransformer("positions", "model") == (0, expected, "")
     assert pixels_of(folder / "positions.png").shape[1] > 1000
+
+
+def test_the_command_says_what_it_leaves_out(minitransformer, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ABREAST", 2)
+    assert minitransformer("attention", "model", "--text", "bad", "--output", "few.png") == (
+        0,
+        "few.png shows where each of 3 tokens looks\ndrawn are heads 0, 1 of 0 to 2 (choose by --head)\n",
+        "",
+    )
 
 
 def mistakes():
