@@ -4,9 +4,7 @@ import contextlib
 import enum
 import json
 import os
-import re
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -17,24 +15,25 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+import minitransformer
 from minitransformer.attention_maps import attention_maps, left_out, plot_attention, token_labels
 from minitransformer.checkpoint import CONFIG, load_model
-from minitransformer.cost import estimate_cost
-from minitransformer.data.corpus import CORPUS, judged
+from minitransformer.cost import BUSY, estimate_cost
+from minitransformer.data.corpus import judged
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer
 from minitransformer.dispatch import reference
-from minitransformer.display import TerminalDisplay
+from minitransformer.display import TerminalDisplay, command, described
 from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import evaluate_task, evaluate_text
 from minitransformer.info import information
-from minitransformer.memory import peak_memory, reuse_freed_memory
+from minitransformer.memory import reuse_freed_memory
 from minitransformer.plots import FORMATS, plot_positions, position_table
 from minitransformer.recipes import load_recipe, recipe_names
-from minitransformer.run import PICTURE, resumed_recipe, train_recipe
+from minitransformer.run import resumed_recipe, train_recipe
+from minitransformer.terminal import fitted, span
 from minitransformer.training.checkpoints import last_checkpoint
-from minitransformer.training.trainer import METRICS
 from minitransformer.writing import Writer, usual_settings
 
 SIGNALLED = 128  # plus the signal's number: how shells report it
@@ -46,6 +45,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="A transformer to read, verify and race.",
 )
+
+
+def _show_version(wanted: bool):
+    if wanted:
+        print(f"minitransformer {minitransformer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def version(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+):
+    """Read, verify and race a transformer."""
+
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -110,7 +125,6 @@ def train(
     display = TerminalDisplay()
     if resume and last_checkpoint(folder) is None:
         display.say(f"there is no checkpoint in {folder}: starting from the beginning\n")
-    name, command = shlex.quote(str(folder)), _command()
     started = time.perf_counter()
     try:
         model, material = train_recipe(chosen, folder, data or (), device, display, resume)
@@ -119,7 +133,7 @@ def train(
             "\nstopped before the first step: nothing was trained, and nothing is left behind"
             if stopped.folder is None
             else f"\nstopped; {folder} holds the last checkpoint. To go on:\n"
-            f"    {command} train --resume --output-dir {name}"
+            f"    {command()} train --resume --output-dir {shlex.quote(str(folder))}"
         )
         raise typer.Exit(SIGNALLED + stopped.signal) from None
     finally:
@@ -129,22 +143,10 @@ def train(
     else:
         tokens = material.validation.tokens
         score = _score_text(model, material.tokenizer, tokens, material.validation_text)
-    minutes = (time.perf_counter() - started) / 60
-    memory = peak_memory()
-    display.say(
-        f"\nDone in {minutes:.1f} minutes"
-        + (f", with at most {memory / 1e9:.2f} GB of memory" if memory else "")
-        + f". {_in_words(score)}"
-    )
-    more = "".join(f" --data {shlex.quote(str(path))}" for path in data or ())
-    prompt = material.prompt or _prompt_to_try(material)
-    display.say(
-        f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), its checkpoints, "
-        f"{METRICS}, {PICTURE} and {CORPUS}. Try next:\n"
-        f"    {command} generate {name} --prompt {shlex.quote(prompt)}\n"
-        f"    {command} evaluate {name}\n"
-        f"    {command} train {chosen.name}{more} --set width=192"
-    )
+    options = ["--device", device] if device != "cpu" else []
+    options += ["--kernels", str(kernels)] if kernels is not Kernels.FUSED else []
+    seconds = time.perf_counter() - started
+    display.done(chosen, folder, material, score, seconds, data or (), options)
 
 
 @app.command()
@@ -252,10 +254,10 @@ def recipes(
     if name is None:
         width = 2 + max(map(len, recipe_names()))
         for each in recipe_names():
-            print(f"{each:<{width}}{load_recipe(each).description}")
+            _say(f"{each:<{width}}{load_recipe(each).description}", width)
         return
     recipe = load_recipe(name, settings or ())
-    print(f"{recipe.name}: {recipe.description}\n")
+    _say(f"{described(recipe, data)}\n")
     if recipe.pretrained is not None:
         print(f"It starts from the model in {recipe.pretrained.folder}.\n")
     for title, part in (("text", recipe.text), ("model", recipe.model), ("training", recipe.training)):
@@ -271,7 +273,7 @@ def recipes(
 def info():
     """Show versions, processors and what is accelerated."""
     for name, value in information().items():
-        print(f"{name:<19}{value}")
+        _say(f"{name:<19}{value}", 19)
 
 
 def main():
@@ -351,47 +353,25 @@ def _score_text(model, tokenizer, tokens, text):
 def _print_cost(cost, without_text):
     """Print ``cost`` in words."""
     assumed = " (for a text like tinyshakespeare; give yours with --data)" if without_text else ""
-    print(f"On this machine{assumed}:")
+    _say(f"On this machine{assumed}:")
     for name, value in (
         ("parameters", f"{cost.parameters:,}"),
         ("training", f"{cost.steps:,} steps, {cost.tokens:,} tokens"),
         ("operations", f"{cost.flops:.2e} FLOPs"),
         ("memory", f"{cost.memory / 1e9:.2f} GB"),
-        ("time", _duration(cost.seconds)),
+        ("time", span(*cost.seconds)),
     ):
         print(f"{name:<12}{value}")
+    if cost.free < BUSY:
+        _say(
+            f"\nThis machine is busy: a thread got {cost.free:.0%} of a processor. The time is what a free "
+            "machine takes, reckoned from the processor time of one thread; beside other work it is longer."
+        )
 
 
-def _duration(seconds):
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def _in_words(score):
-    if "exact_match" in score:
-        return f"Of {score['examples']:,} held-out examples, {score['correct']:,} are answered right."
-    needed, xz = score["bits_per_byte"], score["xz_bits_per_byte"]
-    bits = "" if needed is None else f"{needed:.3f} bits a byte, "
-    return (
-        f"On {score['bytes']:,} bytes of text that it never saw, the model needs {bits}"
-        f"{score['val_loss']:.4f} nats a token"
-        + ("." if xz is None else f"; xz -9 needs {xz:.3f} bits a byte.")
-    )
-
-
-def _prompt_to_try(material):
-    """Return how a text of this kind might begin."""
-    word = re.search(r"[^\W\d_]{3,}", material.validation_text.read(2**14))
-    return "def " if material.source["corpus"] == "python" or word is None else word.group()
-
-
-def _command():
-    """Return this command as it can be typed here."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py":
-        return "python -m minitransformer"
-    return program.name if shutil.which(program.name) else str(program)
+def _say(text, indent=0):
+    """Print ``text``, on a terminal in lines that fit it."""
+    print(fitted(text, Console(), indent))
 
 
 @contextlib.contextmanager

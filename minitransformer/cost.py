@@ -1,28 +1,22 @@
 """What a recipe will cost on this machine: counted where it can be counted, else measured for two seconds."""
 
-import time
-import tracemalloc
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
+from minitransformer.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
 from minitransformer.data.corpus import corpus_of
 from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import character_tokenizer, is_character_level
-from minitransformer.dispatch import inference
 from minitransformer.evaluation import SAMPLED_PLACES, batch_rows
-from minitransformer.functional import Key
-from minitransformer.generation import generate
 from minitransformer.memory import peak_memory, reuse_freed_memory
 from minitransformer.models import GPT
 from minitransformer.pretrained import pretrained_tokenizer
 from minitransformer.run import SAMPLE_TOKENS
-from minitransformer.training.optimisers import optimiser_for
-from minitransformer.training.step import update
 
-CALIBRATION_SECONDS = 2.0
+CALIBRATION_SECONDS = 1.0  # of which there are two
+BUSY = 0.8  # where a thread gets less of a processor than this, other work takes the rest
 ENDING = 80_000_000  # bytes that pictures and the comparison with xz take at the end of a run
 BYTES_PER_TOKEN = 3  # of byte pairs and word pieces, about
 USUAL_TEXT = 65, 1_003_854, 111_540  # tinyshakespeare: characters in all, to train on, to validate with
@@ -30,22 +24,24 @@ USUAL_TEXT = 65, 1_003_854, 111_540  # tinyshakespeare: characters in all, to tr
 
 class Cost(NamedTuple):
     """A run's size: ``parameters``, ``steps``, ``tokens`` and floating-point operations of its training, the
-    most ``memory`` it takes (bytes), and the ``seconds`` it lasts here, evaluations and samples included."""
+    most ``memory`` it takes (bytes), and the ``seconds`` it lasts here, evaluations and samples included: at
+    least, and at most. ``free`` is the share of a processor that a thread got beside other work; where that
+    is less than ``BUSY``, the seconds are those of a machine that does nothing else."""
 
     parameters: int
     steps: int
     tokens: int
     flops: int
     memory: int
-    seconds: float
+    seconds: tuple
+    free: float
 
 
 def estimate_cost(recipe, data=()):
     """Return the ``Cost`` of training ``recipe`` on this machine, on the texts ``data`` if any are given.
 
     A recipe that wants a text and has none is reckoned with one of tinyshakespeare's size. Two seconds of the
-    very steps that the run is made of are timed; what is too large for that is timed with fewer rows, and
-    the rest reckoned from there.
+    very steps that the run is made of are timed; see ``calibration``.
     """
     reuse_freed_memory()
     before = peak_memory() or 0
@@ -53,24 +49,9 @@ def estimate_cost(recipe, data=()):
     vocabulary, train_dataset, validation, sampled = _material(recipe, data)
     steps, examples = args.steps_for(train_dataset), len(validation.places())
     model = GPT(recipe.config(vocabulary)).build(seed=0)
-    optimiser = optimiser_for(model, args)
-    rows, judged_together = args.per_device_train_batch_size, min(batch_rows(model), examples)
-
-    def train(count):
-        update(model, optimiser, [_batch(model.config, count)], 0.0, args.max_grad_norm, Key(0))
-
-    def judge(count):
-        with inference():
-            model.loss(_batch(model.config, count))
-
-    def write(count):
-        list(generate(model, [0], count))
-
-    for work in (train, judge, write):
-        work(1)  # what is compiled, compiles now
-    training = _measured(train, rows, CALIBRATION_SECONDS * 0.6)
-    judging = _measured(judge, judged_together, CALIBRATION_SECONDS * 0.2)
-    writing = _measured(write, sampled, CALIBRATION_SECONDS * 0.2)
+    judged_together = min(batch_rows(model), examples)
+    counts = {"train": args.per_device_train_batch_size, "judge": judged_together, "write": sampled}
+    measured, free = _measured(model, args, counts)
 
     evaluations = -(-steps // args.eval_steps) + 1
     judged = evaluations * min(SAMPLED_PLACES, examples) + examples
@@ -80,47 +61,38 @@ def estimate_cost(recipe, data=()):
         steps=steps,
         tokens=steps * args.rows * length,
         flops=3 * model.forward_flops(length) * args.rows * steps,
-        memory=int(max(peak_memory() or 0, before + held + max(training.memory, judging.memory)) + ENDING),
-        seconds=(
-            steps * args.gradient_accumulation_steps * training.seconds
-            + judged * judging.seconds / judged_together
-            + evaluations * writing.seconds
+        memory=int(
+            max(peak_memory() or 0, before + held + max(part.memory for part in measured.values())) + ENDING
         ),
+        seconds=tuple(
+            steps * args.gradient_accumulation_steps * train
+            + judged * judge / judged_together
+            + evaluations * write
+            for train, judge, write in zip(*(part[:2] for part in measured.values()), strict=True)
+        ),
+        free=free,
     )
 
 
-class _Measurement(NamedTuple):
-    seconds: float
-    memory: float
+def _measured(model, args, counts):
+    """Return the ``Measurement`` of each part of a run, and the share of a processor that was free."""
+    free, moments = [free_share()], []
+    for _ in range(2):
+        moments.append(calibrate(model, args, counts, CALIBRATION_SECONDS))
+        free.append(free_share())
+    first, second = moments
+    measured = {name: _both(first[name], second[name]) for name in counts}
+    if min(free) < BUSY and (alone := calibrate_alone(model, args, counts, CALIBRATION_SECONDS)):
+        # what one thread does in this time, all of them do in no less than their part of it
+        for name, (least, most, _) in alone.items():
+            measured[name] = Measurement(least / threads(), most, measured[name].memory)
+    return measured, min(free)
 
 
-def _measured(work, count, budget):
-    """Return the time and memory of ``work(count)``, reckoned from smaller counts if it takes too long."""
-    one = _measured_at(work, 1, budget / 4)
-    some = min(count, max(2, int(budget / 3 / max(one.seconds, 1e-6))))
-    if some <= 1:
-        return one
-    more = _measured_at(work, some, budget / 2)
-    if some == count:
-        return more
-    growth = [max(0.0, (large - small) / (some - 1)) for large, small in zip(more, one, strict=True)]
-    return _Measurement(*(small + each * (count - 1) for small, each in zip(one, growth, strict=True)))
-
-
-def _measured_at(work, count, budget):
-    """Return the median time of ``work(count)``, in about ``budget`` seconds, and the most it holds."""
-    tracemalloc.start()
-    try:
-        work(count)
-        memory = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    times = []
-    while not times or sum(times) < budget:
-        start = time.perf_counter()
-        work(count)
-        times.append(time.perf_counter() - start)
-    return _Measurement(median(times), memory)
+def _both(first, second):
+    """Return what two measurements of the same say together."""
+    least, most, memory = zip(first, second, strict=True)
+    return Measurement(min(least), max(most), max(memory))
 
 
 def _material(recipe, data):
@@ -145,9 +117,3 @@ def _material(recipe, data):
     # zeros that take no memory: only their number matters here
     datasets = [TokenWindows(np.broadcast_to(0, max(2, count)), length) for count in counts]
     return vocabulary, *datasets, SAMPLE_TOKENS
-
-
-def _batch(config, rows):
-    """Return a batch of ``rows`` full windows of arbitrary tokens."""
-    ids = np.random.default_rng(0).integers(0, config.vocabulary_size, (rows, config.context_length))
-    return {"ids": ids, "targets": ids, "counts": {"tokens": ids.size}}

@@ -45,6 +45,11 @@ def reference():
     return _within(_reference, True)
 
 
+def is_reference():
+    """Return whether definitions alone run, by ``reference``."""
+    return _reference.get()
+
+
 @contextlib.contextmanager
 def watching(watcher):
     """Within this block ``watcher`` sees every operation.

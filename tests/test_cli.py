@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 from processes import running
 
+from minitransformer import __version__
 from minitransformer.recipes import load_recipe
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
@@ -57,7 +59,10 @@ def folder(tmp_path_factory, compiled_kernels):
     assert done.stderr == ""
     assert "step 20: training loss" in done.stdout
     assert "xz -9 needs" in done.stdout
+    assert "Lower is better: whoever knows nothing needs 8 bits a byte" in done.stdout
+    assert "learn from " in done.stdout.splitlines()[0]
     assert "minitransformer generate model --prompt" in done.stdout
+    assert "Done in 0.0" not in done.stdout
     return root
 
 
@@ -241,6 +246,11 @@ def test_evaluate(folder):
     assert (other["text"], other["tokens"]) == ("whole", 99)
 
 
+def test_the_version():
+    shown = minitransformer("--version")
+    assert (shown.returncode, shown.stdout) == (0, f"minitransformer {__version__}\n")
+
+
 def test_recipes_and_info():
     listed = minitransformer("recipes")
     assert listed.returncode == 0
@@ -403,7 +413,7 @@ def test_resume_with_nothing_saved_starts_from_the_beginning(folder):
     done = minitransformer("train", "sort", "--resume", "--output-dir", "fresh", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert "there is no checkpoint in fresh: starting from the beginning" in done.stdout
-    assert "held-out examples" in done.stdout
+    assert re.search(r"Of held-out examples, \d+ of 182 are correct\.", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -491,6 +501,9 @@ def test_the_cost_of_a_recipe():
     done = minitransformer("recipes", "sort", "--set", "layers=1")
     assert done.returncode == 0, done.stderr
     assert 'tokenizer = "characters"' in done.stdout
+    assert re.search(
+        r"^time +\d+(\.\d)?( to \d+(\.\d)?)? (seconds|minutes|hours)$", done.stdout, re.MULTILINE
+    )
     for part in ("layers = 1", "parameters  ", "2,000 steps, 1,408,000 tokens", "FLOPs", "GB", "time  "):
         assert part in done.stdout
 

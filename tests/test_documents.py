@@ -15,7 +15,17 @@ PACKAGE = ROOT / "minitransformer"
 
 # from the ground up; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "suggestions", "outline", "arrays", "memory", "files", "tensor_files", "weight_files"},
+    {
+        "errors",
+        "suggestions",
+        "outline",
+        "arrays",
+        "memory",
+        "files",
+        "tensor_files",
+        "weight_files",
+        "terminal",
+    },
     {"functional"},
     {"kernels"},
     {"dispatch"},
@@ -25,7 +35,7 @@ FLOORS = [
     {"evaluation", "streaming", "generation", "checkpoint", "attention_maps"},
     {"training"},
     {"recipes", "info", "pretrained"},
-    {"run"},
+    {"run", "calibration"},
     {"cost", "display", "writing"},
     {"cli", "__main__"},
 ]

@@ -1,5 +1,6 @@
 """Recipes: all settings of a training run by name, as TOML files in this folder."""
 
+import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -115,6 +116,17 @@ def recipe_from(table, assignments=()):
     return recipe
 
 
+def changed_settings(recipe):
+    """Return what makes ``recipe`` of the recipe with its name: assignments as ``load_recipe`` takes them."""
+    usual, own = load_recipe(recipe.name).table(), recipe.table()
+    return [
+        f"{setting}={_written(value)}"
+        for part in ("text", "model", "training")
+        for setting, value in own[part].items()
+        if setting != "output_dir" and value != usual[part].get(setting)
+    ]
+
+
 def _assign(parts, assignments, pretrained):
     """Make ``assignments`` in the tables ``parts``; return what is started from."""
     known = {
@@ -180,3 +192,8 @@ def _value(written):
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         return written
+
+
+def _written(value):
+    """Write ``value`` so that ``_value`` reads it."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -1,20 +1,29 @@
 """A progress bar for the trainer, and a line for every evaluation."""
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from minitransformer.terminal import duration, fitted
 from minitransformer.training.callbacks import Callback
+
+# seconds, where there is no bar: a line no sooner after another, and none later if there is anything to say
+SHORTEST_SILENCE, LONGEST_SILENCE = 10, 60
 
 
 class ProgressBar(Callback):
-    """Shows a run on standard output; where that is no terminal, the lines without the bar."""
+    """Shows a run on standard output; where that is no terminal, lines without the bar.
+
+    There a line tells every hundredth of the run that it goes on, but not sooner than 10 seconds after
+    another, nor later than a minute.
+    """
 
     def __init__(self):
         self.console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
@@ -22,7 +31,8 @@ class ProgressBar(Callback):
             console=self.console,
             transient=True,
         )
-        self.task, self.shown_loss = None, None
+        self.task, self.shown_loss, self.speed = None, None, ""
+        self.began, self.told = (0.0, 0), (0.0, 0)  # when, and after which step
         self.best_speed, self.warned = 0.0, False
 
     def on_train_begin(self, trainer):
@@ -34,23 +44,31 @@ class ProgressBar(Callback):
         self.task = self.progress.add_task(
             "training", completed=trainer.step, total=trainer.max_steps, state=""
         )
+        self.began = self.told = time.monotonic(), trainer.step
         if self.console.is_terminal:
             self.progress.start()
 
     def on_step_end(self, trainer, update):
-        """Move the bar."""
+        """Move the bar, or say now and then how far the run is."""
         earlier = update.loss if self.shown_loss is None else self.shown_loss
         self.shown_loss = 0.9 * earlier + 0.1 * update.loss
-        self.progress.update(self.task, completed=trainer.step, state=f"loss {self.shown_loss:.3f} ·")
+        state = f"loss {self.shown_loss:.3f}{self.speed}"
+        self.progress.update(self.task, completed=trainer.step, state=f"{state} ·")
+        if not self.console.is_terminal and trainer.step < trainer.max_steps:
+            self._tell(trainer, state)
+
+    def on_log(self, trainer, line):
+        """Remember how fast it was."""
+        if line["tokens_per_second"] is not None:
+            self.speed = f", {line['tokens_per_second']:,.0f} tokens/s"
 
     def on_evaluate(self, trainer, line):
         """Print the losses above the bar."""
         train = "" if line["train_loss"] is None else f"training loss {line['train_loss']:.4f}, "
-        speed = "" if line["tokens_per_second"] is None else f", {line['tokens_per_second']:,.0f} tokens/s"
-        self.say(
-            f"\nstep {line['step']}: {train}validation loss {line['val_loss']:.4f} (sample){speed}", "bold"
-        )
+        speed = self.speed if line["tokens_per_second"] else ""
+        self.say(f"\nstep {line['step']}: {train}validation loss {line['val_loss']:.4f}{speed}", "bold")
         self.warn_of_company(line["tokens_per_second"] or 0)
+        self.told = time.monotonic(), trainer.step
 
     def on_train_exit(self, trainer):
         """Take the bar away."""
@@ -67,6 +85,17 @@ class ProgressBar(Callback):
                 "a run started with OPENBLAS_NUM_THREADS=1 hardly minds.)"
             )
 
-    def say(self, text, style=""):
-        """Print ``text`` as it is."""
-        self.console.print(Text(text, style=style))
+    def say(self, text, style="", indent=0):
+        """Print ``text``, on a terminal with lines that fit it; see ``fitted``."""
+        self.console.print(Text(fitted(text, self.console, indent), style=style))
+
+    def _tell(self, trainer, state):
+        """Print a line about ``state`` if there was none for long enough."""
+        now = time.monotonic()
+        (then, step), (began, first) = self.told, self.began
+        silence, share = now - then, (trainer.step - step) / trainer.max_steps
+        if silence < SHORTEST_SILENCE or (silence < LONGEST_SILENCE and share < 0.01):
+            return
+        left = (now - began) / (trainer.step - first) * (trainer.max_steps - trainer.step)
+        self.say(f"step {trainer.step} of {trainer.max_steps}: {state}, {duration(left)} left")
+        self.told = now, trainer.step
