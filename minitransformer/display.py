@@ -118,7 +118,8 @@ def suggestions(recipe, folder, material, data=(), options=()):
     ``data`` and ``options`` are what the run was given besides its settings.
     """
     yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
-    yield "judge it, by another text too (--data)", ["evaluate", folder]
+    another = "" if material.validation_text is None else ", or by another text (--data)"
+    yield f"judge it again{another}", ["evaluate", folder]
     if recipe.name in BETTER and not data:
         name, why = BETTER[recipe.name]
         yield why, ["train", name, *options]

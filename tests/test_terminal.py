@@ -118,6 +118,17 @@ def test_what_is_suggested_is_the_run_again_but_wider(name, changes, material):
     assert load_recipe(name, assigned) == load_recipe(name, [*changes, f"width={2 * recipe.model['width']}"])
 
 
+def test_a_task_is_not_judged_by_a_text(material):
+    wanted = [("judge it again, or by another text (--data)", ["evaluate", "runs/x"])]
+    assert list(suggestions(load_recipe("python"), "runs/x", material))[1:2] == wanted
+    task = SimpleNamespace(prompt="012", source={"corpus": "sort"}, validation_text=None)
+    wanted = [
+        ("let it write", ["generate", "runs/x", "--prompt", "012"]),
+        ("judge it again", ["evaluate", "runs/x"]),
+    ]
+    assert list(suggestions(load_recipe("sort"), "runs/x", task))[:2] == wanted
+
+
 def test_what_does_better_is_offered(material):
     (name, why), readme = display.BETTER["python"], Path(__file__).parent.parent / "README.md"
     figure = re.search(r"\d\.\d+", why).group()
