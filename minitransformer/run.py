@@ -224,12 +224,13 @@ class _Files(Callback):
         tokenizer, context_length = self.material.tokenizer, trainer.model.config.context_length
         save_tokenizer(tokenizer, folder, context_length)
         write_json(folder / CORPUS, self.material.source)
-        # nothing ends a text, neither here nor in transformers, which goes no further than max_length
-        settings = {"bos_token_id": _start_for_transformers(tokenizer), "eos_token_id": None}
+        settings = {
+            "bos_token_id": _start_for_transformers(tokenizer),
+            "eos_token_id": None,  # nothing ends a text here
+            "max_length": context_length + 1,  # transformers does not go on; the last token is not read
+        }
         if self.material.answer_length:
             settings |= {"max_new_tokens": self.material.answer_length, "do_sample": False}
-        else:
-            settings["max_length"] = context_length
         write_json(folder / GENERATION, settings)
 
 
