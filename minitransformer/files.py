@@ -1,11 +1,15 @@
 """Files and folders that are either whole or not there, and the folder for what can be made again."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
 import secrets
 import shutil
+import tempfile
+import warnings
 from pathlib import Path
 
 from minitransformer.errors import InputError
@@ -13,6 +17,8 @@ from minitransformer.errors import InputError
 PART = ".part"  # the ending of what is being written
 OF_A_WRITER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 LARGEST_JSON = 2**28  # bytes
+NAME_A_FOLDER = "name a folder with room in the environment variable MINITRANSFORMER_CACHE"
+_temporary = []  # the folders that go when this process ends
 
 
 @contextlib.contextmanager
@@ -54,6 +60,41 @@ def replacing_folder(path):
         _synchronise(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(wanted):
+    """Make and yield ``wanted``, or the first of ``wanted-2``, ``wanted-3``, … that nobody has made.
+
+    Made, it is this process's own, however many start at once. If nothing was written to it when the block
+    ends, it is removed again, and so is its parent if that was made for it.
+    """
+    missing = not wanted.parent.exists()
+    folder = _made(wanted)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # something lies in it
+            folder.rmdir()
+            if missing:
+                wanted.parent.rmdir()
+
+
+def _made(wanted):
+    folder, number = wanted, 1
+    while True:
+        try:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if wanted.parent.is_dir():
+                number += 1
+                folder = wanted.with_name(f"{wanted.name}-{number}")
+                continue
+            raise InputError(f"{wanted.parent} is a file; expected a folder to write to") from None
+        except FileNotFoundError:  # another process has just removed the parent that it had made
+            continue
 
 
 def remove_folder(path):
@@ -159,10 +200,68 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def cache_folder():
-    """Return the folder for what can be made again: ``MINITRANSFORMER_CACHE``, or one in the user's cache."""
-    chosen = os.environ.get("MINITRANSFORMER_CACHE")
+def cache_folder(part=""):
+    """Return a folder, which is there and can be written to, for what can be made again.
+
+    It is ``part`` of ``MINITRANSFORMER_CACHE``, or else of ``minitransformer`` in the user's cache. Where
+    that can't be written to, or the user has no home, it is part of a temporary folder, the same for all of
+    this process and removed when that ends, and a warning says so. Raises OSError where there is none either.
+    """
+    wanted = _wanted_cache()
+    if wanted is not None and is_writable(wanted / part):
+        return wanted / part
+    folder = _temporary_cache(wanted) / part
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_temporary(folder):
+    """Return True if ``folder`` lies in the cache that is removed when this process ends."""
+    return any(each in (folder, *folder.parents) for each in _temporary)
+
+
+def is_writable(folder):
+    """Return True if ``folder`` is there, or can be made, and takes a file."""
+    probe = folder / f".probe.{secrets.token_hex(4)}{PART}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _wanted_cache():
+    """Return the folder that the settings and the user's home name, or None where there is no home."""
+    chosen, caches = (os.environ.get(name) for name in ("MINITRANSFORMER_CACHE", "XDG_CACHE_HOME"))
     if chosen:
         return Path(chosen)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "minitransformer"
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "minitransformer"
+    except RuntimeError:  # neither HOME nor an entry for this user
+        return None
+
+
+@functools.cache
+def _temporary_cache(wanted):
+    reason = "there is no home folder" if wanted is None else f"{wanted} cannot be written to"
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="minitransformer-"))
+    except OSError as error:
+        raise OSError(
+            f"{reason}, and neither is there a temporary one ({error.strerror or error}); {NAME_A_FOLDER}"
+        ) from None
+    _temporary.append(folder)
+    atexit.register(_remove, folder, os.getpid())
+    warnings.warn(
+        f"{reason}; what can be used again is kept in {folder} until this process ends; {NAME_A_FOLDER}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return folder
+
+
+def _remove(folder, process):
+    if os.getpid() == process:  # not a fork of it
+        shutil.rmtree(folder, ignore_errors=True)

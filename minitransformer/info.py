@@ -11,6 +11,7 @@ from minitransformer import kernels
 from minitransformer.arrays import device_module
 from minitransformer.dispatch import misses
 from minitransformer.errors import DeviceError
+from minitransformer.files import cache_folder, is_temporary
 
 LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -26,6 +27,7 @@ def information():
         **{name: _version(name) for name in LIBRARIES},
         "BLAS": f"{blas['name']} {blas['version']}",
         "threads": ", ".join(limits) or f"{os.cpu_count()}, one for each processor",
+        "cache": _cache(),
         "GPU": _gpu(),
         **_acceleration(),
     }
@@ -36,6 +38,14 @@ def _version(library):
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _cache():
+    try:
+        folder = cache_folder()
+    except OSError as error:
+        return f"none ({error})"
+    return f"{folder}, until this process ends" if is_temporary(folder) else str(folder)
 
 
 def _acceleration():

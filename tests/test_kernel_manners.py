@@ -13,6 +13,7 @@ import pytest
 from mutations import mutated
 from test_kernel_attention import KEY, check, draw, some_bias
 
+from minitransformer import files
 from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.kernels.cpu import compiling, usable
@@ -72,11 +73,33 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
     assert compiling.cache_folder().parent == tmp_path / "named"
 
 
-def test_nothing_can_be_kept(monkeypatch, tmp_path):
+def test_a_folder_named_for_numba_that_cannot_be_written_to(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
+    monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path / "all"))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*file.* MINITRANSFORMER_CACHE"):
+    assert compiling.cache_folder().parent == tmp_path / "all"
+
+
+def no_folder(part=""):
+    raise OSError(f"there is no folder, not even for {part}")
+
+
+def test_nothing_can_be_kept(monkeypatch):
+    monkeypatch.setattr(files, "cache_folder", no_folder)
+    compiling._warn_that_nothing_is_kept.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept .*no folder, .* MINITRANSFORMER_CACHE"):
         assert compiling.compile_once(lambda cache: cache, "nothing", 0) is False
+
+
+def test_what_is_kept_for_this_process_only(tmp_path):
+    (tmp_path / "file").touch()
+    settings = {"MINITRANSFORMER_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    report = "from minitransformer.kernels.cpu.report import report; print(report().cache)\n"
+    printed, said = run(FORWARD + report, **settings)
+    assert "until this process ends: kernels are compiled anew in every process" in printed
+    assert said.count("compiling attention_forward, anew") == 1
+    assert said.count("MINITRANSFORMER_CACHE") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_full_disk_keeps_nothing(tmp_path):
@@ -89,7 +112,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     expected, _ = run(FORWARD)
     printed, said = run(limit + FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
     assert printed == expected
-    assert said.count("cannot be kept in") == 1
+    assert said.count("cannot be kept") == 1
 
 
 @pytest.mark.parametrize("size", [0, 200])
@@ -158,7 +181,7 @@ def test_info_tells_of_the_cache(tmp_path, cached):
     assert ("attention_forward" if cached else "still empty") in printed
     printed, said = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=os.devnull)
     assert "cannot be written to" in printed
-    assert ("compiling attention_forward, anew" in said) == (said.count("cannot be kept in") == 1) == cached
+    assert ("compiling attention_forward, anew" in said) == (said.count("cannot be kept") == 1) == cached
 
 
 # --- processors and processes
@@ -281,7 +304,7 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
 @pytest.fixture
 def compile_changed(monkeypatch):
     """Return a function that compiles the kernels with a text replaced in one of their files."""
-    monkeypatch.setattr(compiling, "is_writable", lambda folder: False)  # it must not be kept
+    monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be kept
 
     def compile_changed(file, old, new):
         changeable = "problem", "tiles", "forward", "backward", "one_query"

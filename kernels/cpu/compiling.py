@@ -12,7 +12,6 @@ import importlib
 import pickle
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -84,11 +83,12 @@ def compile_once(make, name, seconds):
     """
     with _lock, event.install_listener("numba:run_pass", _Announcement(name, seconds)) as announcement:
         try:
-            folder = cache_folder()
-            if is_writable(folder):
-                with contextlib.suppress(OSError):  # a full disk
-                    return _found_or_kept(make, folder)
-            _warn_that_nothing_is_kept(folder)
+            try:
+                folder = cache_folder()
+                announcement.often = "anew" if files.is_temporary(folder) else "once"
+                return _found_or_kept(make, folder)
+            except OSError as error:  # a full disk, or no folder at all
+                _warn_that_nothing_is_kept(error.strerror or str(error))
             announcement.often = "anew"
             return make(cache=False)
         finally:
@@ -96,10 +96,10 @@ def compile_once(make, name, seconds):
 
 
 @functools.cache
-def _warn_that_nothing_is_kept(folder):
+def _warn_that_nothing_is_kept(reason):
     warnings.warn(
-        f"compiled kernels cannot be kept in {folder} and are compiled anew in every process; name a folder "
-        "that can be written to, with room, in the environment variable MINITRANSFORMER_CACHE",
+        f"compiled kernels cannot be kept and are compiled anew in every process ({reason}); "
+        f"{files.NAME_A_FOLDER}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -151,9 +151,12 @@ class _Announcement(event.Listener):
 def cache_folder():
     """Return the folder for compiled code: one for every state of the sources, libraries and processor.
 
-    It lies in NUMBA_CACHE_DIR, or else where everything lies that can be made again.
+    It lies in NUMBA_CACHE_DIR if that can be written to, or else where everything lies that can be made
+    again. Raises OSError where nothing can be written.
     """
-    return Path(numba.config.CACHE_DIR or files.cache_folder()) / f"kernels-{_digest()}"
+    name = f"kernels-{_digest()}"
+    named = Path(numba.config.CACHE_DIR) / name if numba.config.CACHE_DIR else None
+    return named if named is not None and files.is_writable(named) else files.cache_folder(name)
 
 
 @functools.cache  # a later edit is not what this process has loaded
@@ -164,13 +167,3 @@ def _digest():
     codegen = numba.core.registry.cpu_target.target_context.codegen()
     parts.append(repr((numba.__version__, llvmlite.__version__, codegen.magic_tuple())).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def is_writable(folder):
-    """Return True if ``folder`` is there, or can be made, and takes a file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False

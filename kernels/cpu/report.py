@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numba
 
-from minitransformer.kernels.cpu.compiling import cache_folder, is_writable
+from minitransformer.files import is_temporary
+from minitransformer.kernels.cpu.compiling import cache_folder
 from minitransformer.kernels.cpu.threads import threading_layer
 from minitransformer.kernels.cpu.vectors import WIDTH
 
@@ -25,9 +26,12 @@ def report():
 
 
 def _cache():
-    folder = cache_folder()
-    if not is_writable(folder):
-        return f"{folder} cannot be written to: kernels are compiled anew in every process"
+    try:
+        folder = cache_folder()
+    except OSError:
+        return "none: kernels are compiled anew in every process"
+    if is_temporary(folder):
+        return f"{folder}, until this process ends: kernels are compiled anew in every process"
     compiled = sorted({path.name.split("-")[0].split(".")[-1] for path in folder.rglob("*.nbi")})
     if compiled:
         return f"{folder}, with {', '.join(compiled).replace('_launch', 'the launch of threads')}"

@@ -10,7 +10,7 @@ import numpy as np
 from minitransformer.data.text import sha256
 from minitransformer.data.tokenizer import encode_pieces, id_count, separator_id
 from minitransformer.errors import InputError
-from minitransformer.files import cache_folder, exclusive, remove_parts, replacing
+from minitransformer.files import NAME_A_FOLDER, cache_folder, exclusive, remove_parts, replacing
 
 FORMAT = 1  # of what is written; another number makes all files anew
 HEADER = 128  # bytes of a .npy header
@@ -26,11 +26,10 @@ def token_file(text, tokenizer, progress=lambda done, total: None):
     """
     identity = f"{FORMAT} {sha256(text)} {_documents(text, tokenizer)} {tokenizer.to_str()}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = cache_folder() / "tokens" / f"{name}.npy"
+    path = cache_folder("tokens") / f"{name}.npy"
     with contextlib.suppress(InputError):  # damaged or not there: made now
         return open_tokens(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(path.parent, wait=True):
             remove_parts(path.parent)
             with contextlib.suppress(InputError):  # another process has made it meanwhile
@@ -39,8 +38,7 @@ def token_file(text, tokenizer, progress=lambda done, total: None):
                 write_tokens(temporary, text, tokenizer, progress)
     except OSError as error:
         raise OSError(
-            f"cannot write tokens to {path.parent}: {error.strerror or error}; name a folder with room "
-            "in the environment variable MINITRANSFORMER_CACHE"
+            f"cannot write tokens to {path.parent}: {error.strerror or error}; {NAME_A_FOLDER}"
         ) from None
     return open_tokens(path)
 
