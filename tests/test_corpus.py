@@ -106,6 +106,16 @@ def test_a_file_that_is_named_twice_is_taken_once(texts, tmp_path, monkeypatch):
     assert corpus.train.read() + corpus.validation.read() == TEXT
 
 
+def test_the_record_says_what_was_left_out(texts):
+    (texts / "runs" / "model").mkdir(parents=True)
+    for name in ("runs/model/model.safetensors", "attention.png"):
+        (texts / name).write_bytes(b"\xff")
+    corpus = text_corpus(texts, texts / "a.txt")
+    assert corpus.train.read() + corpus.validation.read() == TEXT
+    left_out = [str(texts.resolve() / name) for name in ("attention.png", "runs/model")]
+    assert corpus.source["left_out"] == left_out
+
+
 def test_which_corpus_a_recipe_has(texts):
     assert corpus_of("python", "python").source["corpus"] == "python"
     assert corpus_of("python", "python", [texts]).source["corpus"] == "text"

@@ -1,6 +1,9 @@
 """Text that is read piece by piece: every byte and every character comes back, wherever a piece ends."""
 
+import codecs
 import hashlib
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +11,8 @@ from hypothesis import strategies as st
 
 from minitransformer.data import Text
 from minitransformer.data import text as text_module
-from minitransformer.data.text import PIECE, sha256, split_text, text_files, text_of
+from minitransformer.data.text import PIECE, sha256, split_text, text_of
+from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
 
 HARD = "naïve\r\n\ttext\u2028\u0085 e\u0301 日本語 😀\r👩‍🚀\x00\x1c\n"
@@ -104,13 +108,13 @@ def folder(tmp_path):
     ],
 )
 def test_a_path_names_files_in_order_and_once(folder, named, names):
-    assert text_files(folder / named) == [folder / name for name in names]
-    assert text_files(str(folder / named)) == [folder / name for name in names]
+    assert find_texts(folder / named)[0] == [folder / name for name in names]
+    assert find_texts(str(folder / named)) == ([folder / name for name in names], [])
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
     (tmp_path / "[1].txt").write_text("a")
-    assert text_files(tmp_path / "[1].txt") == [tmp_path / "[1].txt"]
+    assert find_texts(tmp_path / "[1].txt") == ([tmp_path / "[1].txt"], [])
 
 
 def test_paths_that_name_no_file(folder):
@@ -122,7 +126,74 @@ def test_paths_that_name_no_file(folder):
         ("empty", "the folder .* holds no files; expected text files"),
     ):
         with pytest.raises(InputError, match=message):
-            text_files(folder / named)
+            find_texts(folder / named)
+
+
+@pytest.fixture
+def trained_in(folder):
+    """The folder again, now with two runs, a model and pictures in it, and a file that is half written."""
+    for name in (
+        *("runs/one/metrics.jsonl", "runs/one/run.json", "runs/one/checkpoint-3/tokenizer.json"),
+        *("runs/two/metrics.jsonl", "runs/two/checkpoint-5/config.json", "runs/two/notes.txt"),
+        *("deep/gpt2/model.safetensors", "deep/gpt2/vocab.json", "deep/gpt2/more/merges.txt"),
+        *("a.png", "deep/b.PDF", ".a.txt.0123abcd.part"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+LEFT_OUT = ["a.png", "deep/b.PDF", "deep/gpt2", "runs/one", "runs/two"]
+
+
+@pytest.mark.parametrize(
+    ("named", "texts", "left_out"),
+    [
+        ("", ["a.txt", "b.txt", "c.md", "deep/a.txt", "deep/er/z.txt"], LEFT_OUT),
+        ("**/*", ["a.txt", "b.txt", "c.md", "deep/a.txt", "deep/er/z.txt"], LEFT_OUT),
+        ("*", ["a.txt", "b.txt", "c.md"], ["a.png"]),
+        ("runs/*/*.txt", [], ["runs/two"]),
+        (".a*", [], [".a.txt.0123abcd.part"]),
+        ("a.png", ["a.png"], []),
+        ("runs/one/run.json", ["runs/one/run.json"], []),
+    ],
+)
+def test_what_was_written_is_no_text_unless_it_is_named(trained_in, named, texts, left_out):
+    if texts:
+        expected = [trained_in / name for name in texts], [trained_in / name for name in left_out]
+        assert find_texts(trained_in / named) == expected
+    else:
+        with pytest.raises(InputError, match="apart from models, runs and pictures"):
+            find_texts(trained_in / named)
+
+
+@pytest.mark.parametrize("named", ["", "*", "**/*"])
+def test_texts_beside_a_model(folder, named):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "deep/config.json"):
+        (folder / name).write_text(name)
+    texts, left_out = find_texts(folder / named)
+    assert [folder / name for name in ("a.txt", "b.txt", "c.md")] == [
+        file for file in texts if file.parent == folder
+    ]
+    assert left_out == [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    assert (folder / "deep" / "config.json" in texts) == (named != "*")
+
+
+def test_paths_from_where_one_stands(trained_in, monkeypatch):
+    monkeypatch.chdir(trained_in)
+    names = ["a.txt", "b.txt", "c.md", "deep/a.txt", "deep/er/z.txt"]
+    for named in (".", "./", "**/*", "./**/*"):
+        assert find_texts(named) == ([Path(name) for name in names], [Path(name) for name in LEFT_OUT])
+
+
+def test_files_that_only_look_like_a_run(folder):
+    """The names of a run are common ones: only together do they make one."""
+    for name in ("logs/metrics.jsonl", "json/run.json", "json/config.json", "json/corpus.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    texts, left_out = find_texts(folder)
+    assert len(texts) == 5 + 4
+    assert left_out == []
 
 
 def test_empty_files_among_others_are_left_out(written):
@@ -135,6 +206,50 @@ def test_empty_files_among_others_are_left_out(written):
 def test_nothing_but_empty_files(written, count):
     with pytest.raises(InputError, match="0 is empty; expected text"):
         written(*[""] * count)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, PIECE])
+def test_a_byte_order_mark_is_no_character(tmp_path, pieces_of, size):
+    pieces_of(size)
+    files = [tmp_path / name for name in "abc"]
+    for file, content in zip(files, ("one é", "", "\ufeffthree"), strict=True):  # a second one is a character
+        file.write_bytes(codecs.BOM_UTF8 + content.encode())
+    text, whole = text_of(files), "one é\ufeffthree"
+    assert text.read() == whole
+    assert ["".join(document) for document in text.documents()] == ["one é", "\ufeffthree"]
+    assert text.byte_count == len(whole.encode())
+    assert sha256(text) == hashlib.sha256(whole.encode()).hexdigest()
+    for characters in range(len(whole)):
+        first, rest = split_text(text, characters)
+        assert (first.read(), rest.read()) == (whole[:characters], whole[characters:])
+
+
+def test_nothing_but_a_byte_order_mark(tmp_path):
+    (tmp_path / "a").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(InputError, match="a is empty; expected text"):
+        text_of([tmp_path / "a"])
+
+
+@pytest.mark.parametrize(
+    "content", ["Don’t panic – “only 16 bits” a letter.\r\n", "Все семьи похожи.\n" * 200]
+)
+@pytest.mark.parametrize("encoding", ["utf-16le", "utf-16be", "utf-32le", "utf-32be"])
+@pytest.mark.parametrize("mark", ["\ufeff", ""], ids=["marked", "unmarked"])
+def test_several_bytes_a_letter_are_recognised(tmp_path, encoding, mark, content):
+    path, name = tmp_path / "a text.txt", encoding[:6] if mark else encoding
+    path.write_bytes((mark + content).encode(encoding))
+    with pytest.raises(InputError, match=f"a text.txt is text in {name.upper()}; expected UTF-8") as error:
+        text_of([path])
+    remedy = str(error.value).partition(". Convert it: ")[2]
+    assert remedy == f"iconv -f {name} -t utf-8 '{path}' > '{path}'.utf8"
+    subprocess.run(remedy, shell=True, check=True)
+    assert text_of([tmp_path / "a text.txt.utf8"]).read() == content
+
+
+def test_bytes_next_to_zero_in_utf_8_are_text(tmp_path):
+    for number, content in enumerate(("a\0" * 7, "abc\0" * 99, "\0" * 99, "\t\n" * 99, "0\0\0\0x" * 99)):
+        (tmp_path / str(number)).write_text(content)
+        assert text_of([tmp_path / str(number)]).read() == content
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitransformer.data.tasks import TASKS
-from minitransformer.data.text import Text, is_pattern, sha256, split_text, text_files, text_of
+from minitransformer.data.text import Text, sha256, split_text, text_of
+from minitransformer.data.text_files import find_texts, is_pattern
 from minitransformer.errors import InputError
 from minitransformer.files import read_json
 
@@ -65,12 +66,15 @@ def text_corpus(*paths):
 
     The first nine tenths of its characters are to train on, the rest is for validation.
     """
-    files = {file.resolve(): file for path in paths for file in text_files(path)}
+    found = [find_texts(path) for path in paths]
+    files = {file.resolve(): file for texts, _ in found for file in texts}
     text = text_of(list(files.values()))
     characters = sum(map(len, text.pieces()))
     train, validation = split_text(text, int(characters * TRAIN_SHARE))
     places = [str(Path(path).resolve()) for path in paths]
-    return Corpus(train, validation, {"corpus": "text", "paths": places, "sha256": sha256(text)})
+    source = {"corpus": "text", "paths": places, "sha256": sha256(text)}
+    left_out = sorted({str(part.resolve()) for _, parts in found for part in parts})
+    return Corpus(train, validation, source | ({"left_out": left_out} if left_out else {}))
 
 
 def corpus_of(recipe_name, kind, data=()):

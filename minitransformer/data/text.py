@@ -1,13 +1,26 @@
 """Text that lies in files and is read piece by piece: a corpus may be larger than memory."""
 
 import codecs
-import glob
 import hashlib
+import shlex
 from pathlib import Path
 
 from minitransformer.errors import InputError
 
 PIECE = 2**20  # bytes read at a time
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like UTF-16's
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+WHERE_LOW = {
+    "utf-16le": (0, 1, 0, 1),
+    "utf-16be": (1, 0, 1, 0),
+    "utf-32le": (0, 1, 1, 1),
+    "utf-32be": (1, 1, 1, 0),
+}
+HEAD, FEWEST_BYTES, LOW, TOLERANCE = 1024, 16, 9, 0.2
 
 
 class Text:
@@ -51,32 +64,14 @@ def sha256(*texts):
     return digest.hexdigest()
 
 
-def text_files(path):
-    """Return the sorted files that ``path`` names: a file, a folder (all in it), or a pattern (``*``)."""
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
-        if not files:
-            raise InputError(f"the folder {path} holds no files; expected text files")
-        return files
-    if path.exists():
-        return [path]
-    matches = {Path(match) for match in glob.glob(str(path), recursive=True)}
-    files = sorted(file for file in matches if file.is_file())
-    if not files:
-        raise InputError(f"no file matches {path}" if is_pattern(path) else f"there is no file {path}")
-    return files
-
-
-def is_pattern(path):
-    """Return True if ``path`` may name several files."""
-    return any(sign in str(path) for sign in "*?[")
-
-
 def text_of(files):
-    """Return the text of ``files``; raise InputError if all are empty. Reading it finds what is not UTF-8."""
+    """Return the text of ``files``, without byte order marks; raise InputError if all are empty.
+
+    Raises InputError for UTF-16 and UTF-32. What else is not UTF-8 is found when it is read.
+    """
     sizes = [(file, file.stat().st_size) for file in files]
-    spans = [(file, 0, size) for file, size in sizes if size]  # an empty file among others harms nobody
+    spans = [(file, _start(file), size) for file, size in sizes if size]
+    spans = [span for span in spans if span[1] < span[2]]  # an empty file among others harms nobody
     if not spans:
         raise InputError(f"{files[0]} is empty; expected text")
     return Text(spans)
@@ -123,5 +118,34 @@ def _decoded(path, start, stop):
                 yield piece
 
 
-def _hidden(file, folder):
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _start(path):
+    """Return how many bytes stand before the text of a file: those of a byte order mark."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    encoding = _wide_encoding(head)
+    if encoding is not None:
+        name = shlex.quote(str(path))
+        raise InputError(
+            f"{path} is text in {encoding.upper()}; expected UTF-8. Convert it: "
+            f"iconv -f {encoding} -t utf-8 {name} > {name}.utf8"
+        )
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+
+
+def _wide_encoding(head):
+    """Return the encoding of a file that begins with ``head`` if it has several bytes for every letter.
+
+    Without a byte order mark it is known by where the bytes lie that are next to zero, as the higher ones are
+    in most scripts, and which UTF-8 has none of.
+    """
+    for mark, encoding in MARKS:
+        if head.startswith(mark):
+            return encoding
+    head = head[: len(head) // 4 * 4]
+    if len(head) < FEWEST_BYTES:
+        return None
+    low = [sum(byte < LOW for byte in head[place::4]) / (len(head) // 4) for place in range(4)]
+    for encoding, expected in WHERE_LOW.items():
+        if all(abs(share - one) < TOLERANCE for share, one in zip(low, expected, strict=True)):
+            return encoding
+    return None
