@@ -25,7 +25,7 @@ from bench.report import (
 from bench.step import CASES, compare, described
 from minitransformer.errors import InputError
 from minitransformer.files import check_writable
-from minitransformer.plots import FORMATS, check_picture
+from minitransformer.plots import FORMATS, check_picture, drawing
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
@@ -155,6 +155,8 @@ def check_files(json_file, plot_file=None):
     """Raise InputError unless what is to be written can be; a race may take half an hour."""
     if plot_file is not None:
         check_picture(plot_file)
+        with drawing():
+            pass  # there is what it will be drawn with
     for path in (json_file, plot_file):
         if path is not None:
             check_writable(path)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minitransformer.plots import OTHER_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, save_picture
+from minitransformer.plots import OTHER_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, drawing, save_picture
 
 OURS, PEER, DEFINITION = VALIDATION_COLOUR, OTHER_COLOUR, TRAIN_COLOUR
 OFFSET = {"textcoords": "offset points", "fontsize": 9}
@@ -10,6 +10,7 @@ MARKERS = {False: "o", True: "^"}  # causal
 GRID = 0.25
 
 
+@drawing()
 def roofline(results, path):
     """Draw the rate of every case of attention under the machine's ceilings, a panel for each thread count.
 
@@ -66,6 +67,7 @@ def _legend(axes, peer):
     axes.legend(frameon=False, loc="lower right")
 
 
+@drawing()
 def memory_growth(results, slopes, path):
     """Draw how much memory each contender needs as T grows."""
     from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not every race is drawn

@@ -7,7 +7,7 @@ from minitransformer.data.tokenizer import decode_bytes, is_byte_level
 from minitransformer.dispatch import inference, watching
 from minitransformer.errors import InputError
 from minitransformer.functional import attention_weights
-from minitransformer.plots import check_picture, save_picture
+from minitransformer.plots import check_picture, drawing, save_picture
 
 COLOURS = "viridis"  # readable by the colour-blind, and in grey; no cell is as white as what is not seen
 COLOUR_TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
@@ -61,6 +61,7 @@ class _Collector:
             self.maps.append(to_numpy(attention_weights(q, k, **settings))[0])
 
 
+@drawing()
 def token_labels(tokenizer, ids):
     """Return a short string for each of ``ids`` in which whitespace can be seen: ``["def", "␣f", "⏎"]``.
 
@@ -70,6 +71,7 @@ def token_labels(tokenizer, ids):
     return [_label(tokenizer, int(index)) for index in ids]
 
 
+@drawing()
 def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
     """Draw attention ``maps`` (layers, H, T, T) to the file ``path``: rows look at columns.
 

@@ -1,5 +1,9 @@
-"""Pictures, drawn without a screen."""
+"""Pictures, drawn without a screen, and alike whatever the user's settings of matplotlib are."""
 
+import contextlib
+import logging
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,52 @@ SIGNED_COLOURS = "RdBu_r"  # white is 0; the ends can be told apart by the colou
 DOTS = 150  # an inch, in pictures of many small cells
 
 
+@contextlib.contextmanager
+def drawing():
+    """Within this block, or the function that it decorates, matplotlib is there and has its own settings.
+
+    Nothing of the user's (a style, fonts, LaTeX) bends a picture, and nothing of theirs is changed. Raises
+    InputError where matplotlib can't be loaded.
+    """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # where it keeps its fonts is of no interest here
+    try:
+        with _default_settings():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _default_settings():
+    try:
+        _load_matplotlib()
+        from matplotlib import figure, style  # noqa: F401, PLC0415  slow to import; most commands don't draw
+
+        return style.context("default")
+    except Exception as error:  # it may be broken in any way
+        reason = " ".join(str(error).split())
+        raise InputError(f"no picture can be drawn: matplotlib cannot be loaded ({reason})") from error
+
+
+def _load_matplotlib():
+    """Import matplotlib, whatever backend MPLBACKEND names.
+
+    A notebook's is inherited by the commands that it runs, and importing matplotlib fails where that is not
+    installed. Nothing here needs a backend; what else this process may draw still finds the one named.
+    """
+    loaded, name = "matplotlib" in sys.modules, os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: PLC0415
+    finally:
+        if name is not None:
+            os.environ["MPLBACKEND"] = name
+    if name and not loaded:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = name
+
+
+@drawing()
 def plot_training(history, path):
     """Draw the losses, learning rates and gradient norms of ``history``, the lines of the metrics."""
     from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and most commands draw nothing
@@ -44,8 +94,7 @@ def plot_training(history, path):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    _write(figure, path, dpi=120, format="png")
 
 
 def position_table(model):
@@ -60,6 +109,7 @@ def position_table(model):
     return to_numpy(rows)[0]
 
 
+@drawing()
 def plot_positions(table, path, title="positions"):
     """Draw ``table`` (P, D), a row for each position, and beside it the rows' cosine similarities (P, P).
 
@@ -97,11 +147,18 @@ def check_picture(path):
 def save_picture(figure, path):
     """Write ``figure`` to ``path``, whole or not at all, in the format that its ending says."""
     ending = Path(path).suffix.lower().removeprefix(".")
+    _write(figure, path, dpi=DOTS, format=ending, bbox_inches="tight")
+
+
+def _write(figure, path, **settings):
     try:
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=DOTS, format=ending, bbox_inches="tight")
+            figure.savefig(temporary, **settings)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    except Exception as error:  # of a font, of a library that is missing
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be drawn: {reason}") from error
 
 
 def _draw_signed(axes, values, largest, name):

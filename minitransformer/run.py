@@ -1,7 +1,7 @@
 """A whole training run: from a recipe and a corpus to a folder with a model, its record and its picture."""
 
-import contextlib
 import difflib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,19 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     try:
         trainer.train(resume_from_checkpoint=resume)
     except (DivergedError, Stopped):
-        with contextlib.suppress(OSError, InputError):  # the picture is not worth hiding the reason
-            if trainer.step:
-                plot_training(trainer.history, output_dir / PICTURE)
+        if trainer.step:
+            _draw(trainer.history, output_dir / PICTURE)
         raise
-    plot_training(trainer.history, output_dir / PICTURE)
+    _draw(trainer.history, output_dir / PICTURE)
     return model, material
+
+
+def _draw(history, path):
+    """Draw the picture of a run; where that fails say so, for what was trained is worth more."""
+    try:
+        plot_training(history, path)
+    except Exception as error:  # whatever is wrong with the library, the fonts or the disk
+        warnings.warn(f"{PICTURE} was not drawn: {error}", RuntimeWarning, stacklevel=3)
 
 
 def load_material(recipe, data=(), display=None, tokenizer=None):
