@@ -3,9 +3,7 @@
 import contextlib
 import enum
 import json
-import os
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import minitransformer
 from minitransformer.attention_maps import attention_maps, left_out, plot_attention, token_labels
 from minitransformer.checkpoint import CONFIG, load_model
+from minitransformer.console import SIGNALLED, checked_text, run
 from minitransformer.cost import BUSY, estimate_cost
 from minitransformer.data.corpus import judged
 from minitransformer.data.text import Text
@@ -25,8 +24,9 @@ from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer
 from minitransformer.dispatch import reference
 from minitransformer.display import TerminalDisplay, command, described
-from minitransformer.errors import DeviceError, DivergedError, InputError, Stopped
+from minitransformer.errors import InputError, Stopped
 from minitransformer.evaluation import evaluate_task, evaluate_text
+from minitransformer.files import new_folder
 from minitransformer.info import information
 from minitransformer.memory import reuse_freed_memory
 from minitransformer.plots import FORMATS, plot_positions, position_table
@@ -35,8 +35,6 @@ from minitransformer.run import resumed_recipe, train_recipe
 from minitransformer.terminal import fitted, span
 from minitransformer.training.checkpoints import last_checkpoint
 from minitransformer.writing import Writer, usual_settings
-
-SIGNALLED = 128  # plus the signal's number: how shells report it
 
 app = typer.Typer(
     add_completion=False,
@@ -63,7 +61,7 @@ def version(
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(callback=checked_text, help="cpu or cuda.")]
 
 
 class Kernels(enum.StrEnum):
@@ -88,7 +86,12 @@ ChosenKernels = Annotated[
 Output = Annotated[Path, typer.Option(help=f"The picture to write; one of .{', .'.join(FORMATS)}.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe; can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        callback=checked_text,
+        help="Change a setting of the recipe; can be repeated.",
+    ),
 ]
 Data = Annotated[
     list[str] | None,
@@ -100,9 +103,14 @@ Data = Annotated[
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="See `minitransformer recipes`; by default python."),
+        typer.Argument(
+            metavar="[RECIPE]",
+            callback=checked_text,
+            help="See `minitransformer recipes`; by default python.",
+        ),
     ] = None,
     data: Data = None,
     output_dir: Annotated[
@@ -117,11 +125,12 @@ def train(
 ):
     """Train a language model by a recipe."""
     runs = Path("runs") / (recipe or "python")
-    folder = output_dir or (_newest_folder(runs) if resume else _free_folder(runs))
     if resume:
+        folder = output_dir or _newest_folder(runs)
         chosen, data = resumed_recipe(recipe, folder, settings or (), data or [])
     else:
         chosen = load_recipe(recipe or "python", settings or ())
+        folder = output_dir or context.with_resource(new_folder(runs))
     display = TerminalDisplay()
     if resume and last_checkpoint(folder) is None:
         display.say(f"there is no checkpoint in {folder}: starting from the beginning\n")
@@ -152,7 +161,7 @@ def train(
 @app.command()
 def generate(
     folder: Folder,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    prompt: Annotated[str, typer.Option(callback=checked_text, help="The text to continue.")] = "",
     max_new_tokens: Annotated[
         int | None, typer.Option(help="How much to write; by default 500, or what the model was made for.")
     ] = None,
@@ -163,7 +172,11 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of mass p.")] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="End before this text, were it to come; can be repeated."),
+        typer.Option(
+            metavar="TEXT",
+            callback=checked_text,
+            help="End before this text, were it to come; can be repeated.",
+        ),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(metavar="N", help="How many texts to write, with the seeds SEED, SEED + 1, …")
@@ -219,7 +232,7 @@ def evaluate(
 @app.command()
 def attention(
     folder: Folder,
-    text: Annotated[str, typer.Option(help="What the model reads.")],
+    text: Annotated[str, typer.Option(callback=checked_text, help="What the model reads.")],
     layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.")] = None,
     head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.")] = None,
     output: Output = Path("attention.png"),
@@ -245,7 +258,10 @@ def positions(folder: Folder, output: Output = Path("positions.png")):
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one and its cost.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", callback=checked_text, help="Show this one and its cost."),
+    ] = None,
     data: Data = None,
     settings: Settings = None,
     kernels: ChosenKernels = Kernels.FUSED,
@@ -278,34 +294,7 @@ def info():
 
 def main():
     """Run the command line; an error that concerns the user is one line on standard error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (InputError, DeviceError, DivergedError, OSError) as error:
-        print(f"minitransformer: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except MemoryError as error:
-        print(f"minitransformer: error: not enough memory: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(SIGNALLED + signal.SIGINT)
-
-
-def _free_folder(wanted):
-    """Return ``wanted``, or the first of ``wanted-2``, ``wanted-3``, … that does not exist."""
-    folder, number = wanted, 1
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    run(app)
 
 
 def _newest_folder(wanted):

@@ -85,16 +85,16 @@ def _made(wanted):
     while True:
         try:
             wanted.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{wanted.parent} is a file; expected a folder to write to") from None
+        try:
             folder.mkdir()
             return folder
         except FileExistsError:
-            if wanted.parent.is_dir():
-                number += 1
-                folder = wanted.with_name(f"{wanted.name}-{number}")
-                continue
-            raise InputError(f"{wanted.parent} is a file; expected a folder to write to") from None
-        except FileNotFoundError:  # another process has just removed the parent that it had made
-            continue
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+        except FileNotFoundError:
+            pass  # another process has just removed the parent that it had made
 
 
 def remove_folder(path):

@@ -36,7 +36,7 @@ FLOORS = [
     {"training"},
     {"recipes", "info", "pretrained"},
     {"run", "calibration"},
-    {"cost", "display", "writing"},
+    {"console", "cost", "display", "writing"},
     {"cli", "__main__"},
 ]
 

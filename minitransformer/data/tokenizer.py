@@ -157,7 +157,7 @@ def load_tokenizer(folder):
     if not path.is_file():
         raise InputError(f"{path} is missing; a trained model's folder holds one")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path} is not a tokenizer file: {error}") from None
     _forget(tokenizer)
@@ -173,7 +173,7 @@ def save_tokenizer(tokenizer, folder, context_length):
     """
     folder = Path(folder)
     with replacing(folder / TOKENIZER) as temporary:
-        plain(tokenizer).save(str(temporary))
+        temporary.write_text(plain(tokenizer).to_str(pretty=True), encoding="utf-8")
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
