@@ -87,8 +87,8 @@ def kind_and_name(case):
 
 def in_words(case):
     """Return ``case`` of attention in one line."""
-    kind, name = kind_and_name(case)
-    return f"{kind}, {_row_title(case)} {name}"
+    kind, _ = kind_and_name(case)
+    return f"{kind}, {', '.join(f'{letter}={case[letter]}' for letter in ROW_SIZES)}"
 
 
 def sizes(case):

@@ -114,7 +114,7 @@ def test_the_command_races_draws_and_records(torch, tmp_path, monkeypatch):
 
 
 def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "LENGTHS", (512, 2048))
+    monkeypatch.setattr(memory, "LENGTHS", (1024, 2048))
     monkeypatch.setattr(bench.__main__, "available_cores", lambda: CORES)
     record, picture = tmp_path / "memory.json", tmp_path / "memory.png"
     done = CliRunner().invoke(app, ["memory", "--json", str(record), "--plot", str(picture)])
@@ -122,7 +122,7 @@ def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_
     assert "slope" in done.output
     written = json.loads(record.read_text())
     results, slopes = written["results"], written["slopes"]
-    assert [result["case"]["T"] for result in results] == [512, 2048]
+    assert [result["case"]["T"] for result in results] == [1024, 2048]
     assert 0.7 < slopes["ours"] < 1.1 and slopes["definition"] > 1.7
     whole = 4 * 8 * 64 * 2048 * 4  # y, dq, dk and dv
     assert whole < results[1]["ours_bytes"] < 1.3 * whole
