@@ -1,5 +1,6 @@
 """The command line wherever it is run: no home, no such user, odd names, closed streams, many at once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import typing
 
 import pytest
 import typer
+from processes import running
 from test_cli import SETTINGS, TEXT, command, minitransformer
 
 from minitransformer import cli
@@ -288,36 +290,27 @@ for _ in range(200):
 
 def test_nobody_gets_the_same_folder(tmp_path):
     """Three processes take two hundred folders each, at the same time."""
-    racing = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIM],
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    for process in racing:
-        assert process.stdout.readline() == "ready\n"
-    for process in racing:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in racing:
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        claim = [sys.executable, "-c", CLAIM]
+        racing = [stack.enter_context(running(claim, cwd=tmp_path, **pipes)) for _ in range(3)]
+        for process in racing:
+            assert process.stdout.readline() == "ready\n"
+        for process in racing:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in racing:
+            process.communicate(timeout=120)
+            assert process.returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 600
 
 
 def test_two_runs_started_at_once(folder):
     task = "train", "shakespeare", "--data", "text.txt", *TINY
-    racing = [
-        subprocess.Popen(
-            command(*task), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in racing]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        racing = [stack.enter_context(running(command(*task), cwd=folder, **pipes)) for _ in range(2)]
+        outputs = [process.communicate(timeout=120) for process in racing]
     assert [process.returncode for process in racing] == [0, 0], outputs
     for name in ("shakespeare", "shakespeare-2"):
         assert (folder / "runs" / name / "model.safetensors").exists()
@@ -341,7 +334,7 @@ def test_a_start_that_was_interrupted_leaves_no_folder(tmp_path):
     (tmp_path / "tokens").mkdir()
     with (
         exclusive(tmp_path / "tokens"),
-        subprocess.Popen(
+        running(
             command("train", "shakespeare", "--data", "text.txt"),
             cwd=tmp_path,
             env=environment(MINITRANSFORMER_CACHE=str(tmp_path)),

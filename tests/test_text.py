@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitransformer.data import Text
+from minitransformer.data import Text, text_files
 from minitransformer.data import text as text_module
 from minitransformer.data.text import PIECE, sha256, split_text, text_of
 from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
+from minitransformer.training import output
+from minitransformer.training.best import BEST
 
 HARD = "naïve\r\n\ttext\u2028\u0085 e\u0301 日本語 😀\r👩‍🚀\x00\x1c\n"
 
@@ -177,6 +179,10 @@ def test_texts_beside_a_model(folder, named):
     ]
     assert left_out == [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     assert (folder / "deep" / "config.json" in texts) == (named != "*")
+
+
+def test_all_that_runs_write_is_known():
+    assert {*output.WRITTEN} - {BEST} == text_files.WRITTEN, "best is a folder with a model, known by that"
 
 
 def test_paths_from_where_one_stands(trained_in, monkeypatch):
