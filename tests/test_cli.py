@@ -157,25 +157,21 @@ def test_lines_that_are_no_text_are_told_apart(folder):
 
 
 def test_an_interrupt_ends_an_answer_and_not_the_program(folder):
-    answering = subprocess.Popen(
+    with running(
         command("generate", "model", "--interactive", "--max-new-tokens", 10_000_000),
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    with answering:
-        try:
-            for prompt in (b"fox fox", b"dog dog"):
-                answering.stdin.write(prompt + b"\n")
-                answering.stdin.flush()
-                written = b""
-                while prompt not in written or len(written) < 40:
-                    written += os.read(answering.stdout.fileno(), 1)
-                answering.send_signal(signal.SIGINT)
-            _, errors = answering.communicate(timeout=60)
-        finally:
-            answering.kill()
+    ) as answering:
+        for prompt in (b"fox fox", b"dog dog"):
+            answering.stdin.write(prompt + b"\n")
+            answering.stdin.flush()
+            written = b""
+            while prompt not in written or len(written) < 40:
+                written += os.read(answering.stdout.fileno(), 1)
+            answering.send_signal(signal.SIGINT)
+        _, errors = answering.communicate(timeout=60)
     assert (answering.returncode, errors) == (0, b"")
 
 

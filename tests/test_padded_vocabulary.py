@@ -50,7 +50,7 @@ def test_a_row_that_is_no_token_is_never_drawn(padded):
 
 
 def test_a_vocabulary_of_no_token_is_refused(padded):
-    with pytest.raises(InputError, match="vocabulary_size is 0; expected at least 1"):
+    with pytest.raises(InputError, match="vocabulary_size is 0; expected 1 to 16"):
         generate(load_model(padded), [1], 3, vocabulary_size=0)
 
 
