@@ -19,7 +19,8 @@ print(json.dumps([names, loaded, check.__name__, minitransformer.gradcheck.__nam
 
 
 def test_completion_shows_names_and_loads_nothing():
-    done = subprocess.run([sys.executable, "-c", ALONE], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     names, loaded, check, module = json.loads(done.stdout)
     assert set(minitransformer.__all__) | {"__version__"} == set(names)
     assert loaded == []
