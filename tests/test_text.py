@@ -248,7 +248,7 @@ def test_several_bytes_a_letter_are_recognised(tmp_path, encoding, mark, content
         text_of([path])
     remedy = str(error.value).partition(". Convert it: ")[2]
     assert remedy == f"iconv -f {name} -t utf-8 '{path}' > '{path}'.utf8"
-    subprocess.run(remedy, shell=True, check=True)
+    subprocess.run(remedy, shell=True, check=True, timeout=60)
     assert text_of([tmp_path / "a text.txt.utf8"]).read() == content
 
 
