@@ -109,8 +109,6 @@ def broken_matplotlib(request, monkeypatch):
     """Let matplotlib, or a part of it, be impossible to import."""
     import matplotlib
 
-    for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(matplotlib, "figure", raising=False)
     monkeypatch.delattr(matplotlib, "style", raising=False)
     for name, value in request.param.items():
