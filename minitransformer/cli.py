@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import minitransformer
 from minitransformer.attention_maps import attention_maps, left_out, plot_attention, token_labels
 from minitransformer.checkpoint import CONFIG, load_model
-from minitransformer.console import SIGNALLED, checked_text, run
+from minitransformer.console import SIGNALLED, checked_text, checked_texts, run
 from minitransformer.cost import BUSY, estimate_cost
 from minitransformer.data.corpus import judged
 from minitransformer.data.text import Text
@@ -89,7 +89,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        callback=checked_text,
+        callback=checked_texts,
         help="Change a setting of the recipe; can be repeated.",
     ),
 ]
@@ -174,7 +174,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            callback=checked_text,
+            callback=checked_texts,
             help="End before this text, were it to come; can be repeated.",
         ),
     ] = None,

@@ -237,10 +237,17 @@ def _wanted_cache():
     chosen, caches = (os.environ.get(name) for name in ("MINITRANSFORMER_CACHE", "XDG_CACHE_HOME"))
     if chosen:
         return Path(chosen)
-    try:
+    if caches or has_home():
         return (Path(caches) if caches else Path.home() / ".cache") / "minitransformer"
-    except RuntimeError:  # neither HOME nor an entry for this user
-        return None
+    return None
+
+
+def has_home():
+    """Return True if the user has a home folder: by HOME, or by an entry in the system's list of users."""
+    try:
+        return bool(Path.home())
+    except RuntimeError:
+        return False
 
 
 @functools.cache

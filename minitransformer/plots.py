@@ -11,7 +11,7 @@ import numpy as np
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.dispatch import inference
 from minitransformer.errors import InputError
-from minitransformer.files import replacing
+from minitransformer.files import cache_folder, has_home, replacing
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 
@@ -54,7 +54,10 @@ def _load_matplotlib():
 
     A notebook's is inherited by the commands that it runs, and importing matplotlib fails where that is not
     installed. Nothing here needs a backend; what else this process may draw still finds the one named.
+    Without a home folder old versions need to be told where their settings and fonts are.
     """
+    if not has_home():
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
     loaded, name = "matplotlib" in sys.modules, os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib  # noqa: PLC0415
