@@ -16,9 +16,10 @@ gradients.
 
 Kinks, as of ReLU, are found in the forward itself: a slope is measured at six points, and believed only if
 the left and the right slope are the same and two estimates of it agree; near a kink the step becomes
-shorter, or another direction is drawn. An entry that lies on a kink may have any gradient between the
-slopes on both sides. Where every direction starts on kinks, entries are sampled, and directions are measured
-at a point moved a little. What can't be measured raises ``UndecidedError``: neither right nor wrong.
+shorter, or another direction is drawn. An entry that lies on a kink (or nearer to it than 1e-8 of itself)
+may have any gradient between the slopes on both sides. Where every direction starts on kinks, entries are
+sampled, and directions are measured at a point moved a little. What can't be measured is neither right nor
+wrong: ``UndecidedError``.
 """
 
 import contextlib
