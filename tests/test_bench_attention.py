@@ -125,7 +125,8 @@ def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_
     assert [result["case"]["T"] for result in results] == [1024, 2048]
     assert 0.7 < slopes["ours"] < 1.1 and slopes["definition"] > 1.7
     whole = 4 * 8 * 64 * 2048 * 4  # y, dq, dk and dv
-    assert whole < results[1]["ours_bytes"] < 1.3 * whole
+    # a little of it lies in memory that the tiny call before had freed
+    assert 0.9 * whole < results[1]["ours_bytes"] < 1.3 * whole
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
