@@ -120,10 +120,12 @@ def suggestions(recipe, folder, material, data=(), options=()):
     yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
     another = "" if material.validation_text is None else ", or by another text (--data)"
     yield f"judge it again{another}", ["evaluate", folder]
+    if recipe.pretrained is not None:  # whose shape is given, and which may be better already
+        return
     if recipe.name in BETTER and not data:
         name, why = BETTER[recipe.name]
         yield why, ["train", name, *options]
-    if recipe.name in recipe_names() and recipe.pretrained is None:  # whose width is given
+    if recipe.name in recipe_names():
         paths = [part for path in data for part in ("--data", path)]
         wider = f"width={2 * recipe.model['width']}"
         settings = [*(own for own in changed_settings(recipe) if not own.startswith("width=")), wider]

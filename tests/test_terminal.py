@@ -4,6 +4,7 @@ import functools
 import io
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,12 @@ def test_a_task_is_not_judged_by_a_text(material):
         ("judge it again", ["evaluate", "runs/x"]),
     ]
     assert list(suggestions(load_recipe("sort"), "runs/x", task))[:2] == wanted
+
+
+def test_nothing_is_offered_in_place_of_a_model_that_was_given(material):
+    recipe = replace(load_recipe("python"), pretrained=object())
+    offered = [arguments[0] for _, arguments in suggestions(recipe, "runs/x", material)]
+    assert offered == ["generate", "evaluate"]
 
 
 def test_what_does_better_is_offered(material):
