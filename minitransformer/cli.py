@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import minitransformer
 from minitransformer.attention_maps import attention_maps, left_out, plot_attention, token_labels
-from minitransformer.checkpoint import CONFIG, load_model
+from minitransformer.checkpoint import load_model
 from minitransformer.console import SIGNALLED, checked_text, checked_texts, run
 from minitransformer.cost import BUSY, estimate_cost
 from minitransformer.data.corpus import judged
@@ -33,7 +33,7 @@ from minitransformer.plots import FORMATS, plot_positions, position_table
 from minitransformer.recipes import load_recipe, recipe_names
 from minitransformer.run import resumed_recipe, train_recipe
 from minitransformer.terminal import fitted, span
-from minitransformer.training.checkpoints import last_checkpoint
+from minitransformer.training.checkpoints import last_checkpoint, model_folder
 from minitransformer.writing import Writer, usual_settings
 
 app = typer.Typer(
@@ -310,7 +310,9 @@ def _load(folder, device):
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     reuse_freed_memory()
-    folder = _model_folder(folder)
+    given, folder = folder, model_folder(folder)
+    if folder != given:
+        print(f"(the run in {given} has not ended: this is its {folder.name})", file=sys.stderr)
     model = load_model(folder, device=device)
     tokenizer = load_tokenizer(folder)
     if id_count(tokenizer) > model.config.vocabulary_size:  # more rows than tokens: padded for speed
@@ -319,14 +321,6 @@ def _load(folder, device):
             f"{model.config.vocabulary_size}; they do not belong together"
         )
     return folder, model, tokenizer
-
-
-def _model_folder(folder):
-    last = last_checkpoint(folder)
-    if (folder / CONFIG).exists() or last is None:
-        return folder
-    print(f"(the run in {folder} has not ended: this is its {last.name})", file=sys.stderr)
-    return last
 
 
 def _score_task(model, tokenizer, examples):

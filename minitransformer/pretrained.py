@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from minitransformer.arrays import to_numpy
-from minitransformer.checkpoint import CONFIG, assign, load_config, load_model
+from minitransformer.checkpoint import assign, load_config, load_model
 from minitransformer.data.tokenizer import id_count, load_tokenizer
 from minitransformer.errors import InputError
 from minitransformer.models import GPT
-from minitransformer.training.checkpoints import last_checkpoint
+from minitransformer.training.checkpoints import model_folder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def find_pretrained(folder):
     """Return the ``Pretrained`` in ``folder``, any GPT-2 or the folder of a run, and its ``GPTConfig``."""
     if not (folder and Path(folder).is_dir()):
         raise InputError(f"pretrained is {str(folder)!r}; expected the folder of a trained model")
-    config = load_config(_model_folder(folder))
+    config = load_config(model_folder(folder))
     return Pretrained(resolved(folder), config.vocabulary_size, config.context_length), config
 
 
@@ -50,7 +50,7 @@ def resolved(folder):
 
 def pretrained_tokenizer(pretrained):
     """Return the tokenizer of a ``Pretrained``."""
-    tokenizer = load_tokenizer(_model_folder(pretrained.folder))
+    tokenizer = load_tokenizer(model_folder(pretrained.folder))
     if id_count(tokenizer) > pretrained.vocabulary_size:
         raise InputError(
             f"the tokenizer in {pretrained.folder} has {id_count(tokenizer)} tokens, its model "
@@ -65,7 +65,7 @@ def load_pretrained(pretrained, config, device="cpu"):
     ``config`` may have another dropout and a smaller context length: positions beyond it are left out. Raises
     InputError if the weights are others than those of the SHA-256 in ``pretrained``.
     """
-    source = load_model(_model_folder(pretrained.folder), device=device)
+    source = load_model(model_folder(pretrained.folder), device=device)
     digest = _digest(source)
     if pretrained.sha256 not in (None, digest):
         raise InputError(
@@ -82,12 +82,6 @@ def load_pretrained(pretrained, config, device="cpu"):
         values["positions.table"] = values["positions.table"][: config.context_length]
     assign(model, values)
     return model, digest
-
-
-def _model_folder(folder):
-    """Return ``folder``, or the last checkpoint in it if it is that of a run that has not ended."""
-    last = last_checkpoint(folder)
-    return Path(folder) if last is None or (Path(folder) / CONFIG).exists() else last
 
 
 def _digest(model):

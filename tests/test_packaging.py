@@ -76,15 +76,13 @@ def required(site):
 def run_plain(arguments, plain):
     python, folder = plain
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(python), *arguments],
-        check=False,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return printed([str(python), *arguments], folder, environment)
+
+
+def printed(command, folder, environment):
+    """Run ``command`` in ``folder``; return what it prints, once it has ended well."""
+    settings = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, timeout=120, check=False, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -99,16 +97,7 @@ def source_modules():
 
 
 def run(arguments, installed):
-    folder, environment = installed
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
+    return printed([sys.executable, *arguments], *installed)
 
 
 def test_the_wheel_holds_every_module(installed):

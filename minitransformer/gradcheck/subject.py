@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.arrays import to_numpy
-from minitransformer.gradcheck.arguments import check_outputs, kind
+from minitransformer.gradcheck.arguments import check_outputs, first_not_finite, kind
 from minitransformer.gradcheck.errors import GradientError, UndecidedError
 from minitransformer.gradcheck.unchanged import Contents, copied
 
@@ -111,11 +111,11 @@ def _check_form(name, argument, array, gradient):
             f"{name}: the gradient of {argument} is {gradient.dtype.name}; expected {array.dtype.name}, the "
             f"type of {argument}: let backward compute in the type of what it is given"
         )
-    gradient = to_numpy(gradient)
-    if not np.isfinite(gradient).all():
-        index = tuple(map(int, np.argwhere(~np.isfinite(gradient))[0]))
+    index = first_not_finite(gradient)
+    if index is not None:
         raise GradientError(
-            f"{name}: the gradient of {argument} is wrong; at index {index} backward gives {gradient[index]}"
+            f"{name}: the gradient of {argument} is wrong; at index {index} backward gives "
+            f"{to_numpy(gradient)[index]}"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minitransformer.arrays import array_module, to_numpy
-from minitransformer.checkpoint import assign, load_config, read_values
+from minitransformer.checkpoint import CONFIG, assign, load_config, read_values
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.files import read_json, remove_folder, replacing_folder, write_json
 from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
@@ -80,6 +80,12 @@ def remove_old_checkpoints(output_dir, step, model, optimiser, args):
 def last_checkpoint(output_dir):
     """Return the newest checkpoint folder of ``output_dir``, or None."""
     return next(reversed(checkpoints(output_dir)), None)
+
+
+def model_folder(folder):
+    """Return ``folder``, or the last checkpoint in it if it is that of a run that has not ended."""
+    last = last_checkpoint(folder)
+    return Path(folder) if last is None or (Path(folder) / CONFIG).exists() else last
 
 
 def _read(folder, model, optimiser, args):
