@@ -40,11 +40,18 @@ def device_module(device):
         raise InputError(f"there is no device {device!r}; expected 'cpu' or 'cuda'")
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
+    except ModuleNotFoundError:
         raise DeviceError(
             "device 'cuda' needs CuPy, which is not installed; run "
             "pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x), or use device 'cpu'"
         ) from None
+    except OSError as error:  # CuPy makes its cache folder when it is imported
+        raise DeviceError(
+            f"CuPy cannot be imported: {error}; name a folder with room in the environment variable "
+            "CUPY_CACHE_DIR, or use device 'cpu'"
+        ) from error
+    except ImportError as error:
+        raise DeviceError(f"CuPy cannot be imported: {error}; reinstall it, or use device 'cpu'") from error
     if not cupy.is_available():
         raise DeviceError(
             "device 'cuda' needs an NVIDIA GPU and its driver, and none was found; use device 'cpu'"

@@ -1,6 +1,7 @@
 """The library on device arrays, without a device: one source for NumPy and CuPy, or these fail."""
 
 import io
+import sys
 
 import emulated_cupy
 import numpy as np
@@ -152,6 +153,22 @@ def test_operations_that_the_model_does_not_use(cupy):
     for ours, theirs in zip(everything(np.asarray), everything(cupy.asarray), strict=True):
         assert array_module(theirs) is cupy
         np.testing.assert_array_equal(ours, to_numpy(theirs))
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        ("NotADirectoryError(20, 'Not a directory', '/home/.cupy')", "CUPY_CACHE_DIR"),
+        ("ImportError('libcudart.so.12')", "libcudart.*reinstall it"),
+        ("ModuleNotFoundError('cupy')", "not installed"),
+    ],
+)
+def test_a_cupy_that_cannot_be_imported_is_said_clearly(tmp_path, monkeypatch, failure, told):
+    (tmp_path / "cupy.py").write_text(f"raise {failure}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(RuntimeError, match=told):
+        device_module("cuda")
 
 
 def test_no_gpu_is_said_clearly(cupy, monkeypatch):
