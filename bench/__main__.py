@@ -24,8 +24,8 @@ from bench.report import (
 )
 from bench.step import CASES, compare, described
 from minitransformer.errors import InputError
-from minitransformer.files import check_writable
-from minitransformer.plots import FORMATS, check_picture, drawing
+from minitransformer.inspection.plots import FORMATS, check_picture, drawing
+from minitransformer.system.files import check_writable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]

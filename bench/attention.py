@@ -21,7 +21,7 @@ from bench.contenders import TURNS, median_seconds, race, started, summary
 from minitransformer import dispatch
 from minitransformer.functional import causal_mask, full_mask
 from minitransformer.functional.philox import Key
-from minitransformer.memory import reuse_freed_memory
+from minitransformer.system.memory import reuse_freed_memory
 
 PEER = "pytorch-sdpa"
 TOKENS = 2048  # in a batch; a longer text is a batch of one

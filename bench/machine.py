@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from minitransformer.info import information
+from minitransformer.command.info import information
 
 PEERS = "torch", "jax"
 

@@ -14,11 +14,11 @@ from rich.progress import track
 
 from bench import torch_gpt
 from minitransformer.errors import InputError
-from minitransformer.evaluation import whole_loss
-from minitransformer.memory import reuse_freed_memory
+from minitransformer.evaluation.scores import whole_loss
 from minitransformer.models import GPT
 from minitransformer.recipes import load_recipe
-from minitransformer.run import load_material
+from minitransformer.recipes.run import load_material
+from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import update
 from minitransformer.training.optimisers import optimiser_for
 

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from minitransformer.plots import OTHER_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, drawing, save_picture
+from minitransformer.inspection.plots import (
+    OTHER_COLOUR,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    drawing,
+    save_picture,
+)
 
 OURS, PEER, DEFINITION = VALIDATION_COLOUR, OTHER_COLOUR, TRAIN_COLOUR
 OFFSET = {"textcoords": "offset points", "fontsize": 9}

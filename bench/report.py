@@ -5,7 +5,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from bench.machine import machine
-from minitransformer.files import write_json
+from minitransformer.system.files import write_json
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 SIZES = ("B", "T", "D", "H", "K", "F", "V")

@@ -19,8 +19,8 @@ from bench.attention import with_kernels, without_kernels
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS
 from bench.contenders import median_seconds, race, started, summary
 from minitransformer.data import TokenWindows
-from minitransformer.memory import reuse_freed_memory
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments, update
 from minitransformer.training.optimisers import optimiser_for
 

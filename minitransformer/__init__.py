@@ -42,13 +42,13 @@ _WHERE = {
     "GPTConfig": "models",
     "Trainer": "training",
     "TrainingArguments": "training",
-    "generate": "generation",
+    "generate": "generation.sampling",
     "inference": "dispatch",
-    "load_model": "checkpoint",
+    "load_model": "pretrained.model_folder",
     "load_tokenizer": "data.tokenizer",
     "reference": "dispatch",
-    "save_model": "checkpoint",
-    "trace": "tracing",
+    "save_model": "pretrained.model_folder",
+    "trace": "inspection.tracing",
 }
 
 

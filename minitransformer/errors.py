@@ -1,7 +1,5 @@
 """Errors whose message is meant for the person at the keyboard: the command line prints it as one line."""
 
-from dataclasses import fields
-
 
 class InputError(ValueError):
     """Something that was given cannot be used: says what was wrong, what was expected, how to mend it."""
@@ -37,16 +35,3 @@ class Stopped(KeyboardInterrupt):
 
 class DivergedError(ArithmeticError):
     """Training reached a loss or a gradient that is not a finite number."""
-
-
-def check_types(settings):
-    """Raise InputError for a field of the dataclass ``settings`` that is not of its annotated type.
-
-    An integer will do for a float, and nothing but a bool for a bool.
-    """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        fits = isinstance(value, field.type) or (field.type is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and field.type is not bool):
-            expected = getattr(field.type, "__name__", field.type)
-            raise InputError(f"{field.name} is {value!r}; expected a value of type {expected}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from minitransformer.arrays import ALIGNMENT, aligned_zeros, array_module, device_module
 from minitransformer.errors import InputError
-from minitransformer.outline import Node, outline
+from minitransformer.system.outline import Node, outline
 
 SHOWN = (bool, int, float, str)  # settings of a layer of these types are printed with it
 

@@ -13,31 +13,27 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SVG = "{http://www.w3.org/2000/svg}"
 PACKAGE = ROOT / "minitransformer"
 
-# from the ground up; a module may import from its own floor and from those below
-FLOORS = [
-    {
-        "errors",
-        "suggestions",
-        "outline",
-        "arrays",
-        "memory",
-        "files",
-        "tensor_files",
-        "weight_files",
-        "terminal",
-    },
-    {"functional"},
-    {"kernels"},
-    {"dispatch"},
-    {"parameters", "layers", "tracing"},
-    {"models", "gradcheck"},
-    {"data", "plots"},
-    {"evaluation", "streaming", "generation", "checkpoint", "attention_maps"},
-    {"training"},
-    {"recipes", "info", "pretrained"},
-    {"run", "calibration"},
-    {"console", "cost", "display", "writing"},
-    {"cli", "__main__"},
+# from the bottom to the top; each imports only from itself and from those before it
+LAYERS = [
+    "errors",
+    "system",
+    "arrays",
+    "functional",
+    "kernels",
+    "dispatch",
+    "parameters",
+    "layers",
+    "models",
+    "gradcheck",
+    "data",
+    "pretrained",
+    "evaluation",
+    "generation",
+    "inspection",
+    "training",
+    "recipes",
+    "command",
+    "__main__",
 ]
 
 
@@ -59,9 +55,9 @@ def test_the_readme_has_the_two_commands():
 
 @pytest.mark.parametrize("number", range(len(python_blocks())))
 def test_the_readmes_examples_run(number, tmp_path, monkeypatch, capsys):
-    from minitransformer.checkpoint import save_model
     from minitransformer.data import character_tokenizer
     from minitransformer.models import GPT, GPTConfig
+    from minitransformer.pretrained.model_folder import save_model
 
     folder = tmp_path / "runs" / "python"  # the folder that the first command leaves
     folder.mkdir(parents=True)
@@ -85,7 +81,7 @@ def test_the_links_of_the_documents_lead_somewhere():
 
 
 def test_imports_go_down():
-    place = {name: height for height, names in enumerate(FLOORS) for name in names}
+    place = {name: height for height, name in enumerate(LAYERS)}
     kernels = [(path, "kernels") for path in (ROOT / "kernels").rglob("*.py")]
     others = [(path, path.relative_to(PACKAGE).with_suffix("").parts[0]) for path in PACKAGE.rglob("*.py")]
     for path, own in kernels + others:

@@ -9,11 +9,11 @@ import pytest
 
 from minitransformer import functional, gradcheck, reference, trace
 from minitransformer.arrays import array_module, device_module, to_numpy
-from minitransformer.checkpoint import load_model, save_model
 from minitransformer.data import Sequences, TokenWindows
 from minitransformer.functional import Key, Mask
-from minitransformer.generation import generate
+from minitransformer.generation.sampling import generate
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.pretrained.model_folder import load_model, save_model
 from minitransformer.training import Trainer, TrainingArguments
 
 TOKENS = np.arange(200) * 7 % 13

@@ -22,7 +22,7 @@ import numba
 from numba import types
 from numba.core import event
 
-from minitransformer import files
+from minitransformer.system import files
 
 OPTIONS = {
     "nogil": True,

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numba
 
-from minitransformer.files import is_temporary
 from minitransformer.kernels.cpu.compiling import cache_folder
 from minitransformer.kernels.cpu.threads import threading_layer
 from minitransformer.kernels.cpu.vectors import WIDTH
+from minitransformer.system.files import is_temporary
 
 
 class Report(NamedTuple):

@@ -10,7 +10,7 @@ from minitransformer.data.tasks import TASKS
 from minitransformer.data.text import Text, sha256, split_text, text_of
 from minitransformer.data.text_files import find_texts, is_pattern
 from minitransformer.errors import InputError
-from minitransformer.files import read_json
+from minitransformer.system.files import read_json
 
 CORPUS = "corpus.json"  # the record, in the output folder
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from minitransformer.errors import InputError
-from minitransformer.files import OF_A_WRITER
+from minitransformer.system.files import OF_A_WRITER
 
 SIGNS = "*?["  # of a pattern
 PICTURES = {".png", ".pdf", ".jpg", ".webp"}  # none of which is UTF-8; an .svg is

@@ -10,7 +10,7 @@ import numpy as np
 from minitransformer.data.text import sha256
 from minitransformer.data.tokenizer import encode_pieces, id_count, separator_id
 from minitransformer.errors import InputError
-from minitransformer.files import NAME_A_FOLDER, cache_folder, exclusive, remove_parts, replacing
+from minitransformer.system.files import NAME_A_FOLDER, cache_folder, exclusive, remove_parts, replacing
 
 FORMAT = 1  # of what is written; another number makes all files anew
 HEADER = 128  # bytes of a .npy header

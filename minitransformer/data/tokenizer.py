@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from minitransformer.data.long_words import cut_long_words
 from minitransformer.errors import InputError
-from minitransformer.files import replacing, write_json
+from minitransformer.system.files import replacing, write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("characters", "bpe", "wordpiece")

@@ -6,7 +6,7 @@ import numpy as np
 
 from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
-from minitransformer.suggestions import suggestion
+from minitransformer.system.settings import suggestion
 
 KNOWN = ("ids", "targets", "lengths", "counts")
 LABELS = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
-from minitransformer.errors import InputError, check_types
+from minitransformer.errors import InputError
 from minitransformer.functional import Mask, split
 from minitransformer.layers import (
     Cache,
@@ -25,7 +25,7 @@ from minitransformer.layers.attention import head_width
 from minitransformer.layers.blocks import ACTIVATIONS
 from minitransformer.models.batch import as_batch
 from minitransformer.parameters import Layer
-from minitransformer.suggestions import suggesting
+from minitransformer.system.settings import check_types, suggesting
 
 DEVIATION = 0.02  # of all initial weights (GPT-2)
 POSITIONS = ("learned", "sinusoidal")

@@ -7,10 +7,10 @@ from importlib import resources
 
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
-from minitransformer.errors import InputError, check_types
+from minitransformer.errors import InputError
 from minitransformer.models import GPTConfig
-from minitransformer.pretrained import Pretrained, find_pretrained
-from minitransformer.suggestions import check_settings, suggesting, suggestion
+from minitransformer.recipes.starting_model import Pretrained, find_pretrained
+from minitransformer.system.settings import check_settings, check_types, suggesting, suggestion
 from minitransformer.training import TrainingArguments
 
 CORPORA = ("python", "text", *TASKS)

@@ -3,8 +3,8 @@
 import math
 from dataclasses import asdict, dataclass, fields
 
-from minitransformer.errors import ChangedSettingError, InputError, check_types
-from minitransformer.suggestions import suggesting
+from minitransformer.errors import ChangedSettingError, InputError
+from minitransformer.system.settings import check_types, suggesting
 from minitransformer.training.optimisers import OPTIMISERS
 from minitransformer.training.schedules import SCHEDULES, scheduled_learning_rate
 

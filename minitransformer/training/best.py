@@ -10,9 +10,9 @@ import filecmp
 import os
 import shutil
 
-from minitransformer.checkpoint import CONFIG, WEIGHTS
 from minitransformer.errors import InputError
-from minitransformer.files import read_json, remove_folder, remove_parts, replacing_folder
+from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
+from minitransformer.system.files import read_json, remove_folder, remove_parts, replacing_folder
 
 BEST = "best"
 

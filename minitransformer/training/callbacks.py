@@ -7,11 +7,11 @@ is continued goes on as if it had never stopped.
 import itertools
 import warnings
 
-from minitransformer.checkpoint import assign, read_values
 from minitransformer.errors import InputError
-from minitransformer.files import replacing_folder
-from minitransformer.generation import generate
-from minitransformer.streaming import text_stream
+from minitransformer.generation.sampling import generate
+from minitransformer.generation.streaming import text_stream
+from minitransformer.pretrained.model_folder import assign, read_values
+from minitransformer.system.files import replacing_folder
 from minitransformer.training.best import BEST, best_step, saved_step, validation_losses
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from minitransformer.arrays import array_module, to_numpy
-from minitransformer.checkpoint import CONFIG, assign, load_config, read_values
 from minitransformer.errors import ChangedSettingError, InputError
-from minitransformer.files import read_json, remove_folder, replacing_folder, write_json
-from minitransformer.tensor_files import check_tensor, read_tensors, write_tensors
+from minitransformer.pretrained.model_folder import CONFIG, assign, load_config, read_values
+from minitransformer.pretrained.tensor_files import check_tensor, read_tensors, write_tensors
+from minitransformer.system.files import read_json, remove_folder, replacing_folder, write_json
 from minitransformer.training.best import BEST, best_step, keep_best_with, saved_step
 
 OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"

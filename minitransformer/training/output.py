@@ -3,11 +3,11 @@
 import contextlib
 import shutil
 
-from minitransformer.checkpoint import CONFIG, WEIGHTS
 from minitransformer.data.corpus import CORPUS
 from minitransformer.data.tokenizer import TOKENIZER
 from minitransformer.errors import InputError
-from minitransformer.files import exclusive, remove_parts
+from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
+from minitransformer.system.files import exclusive, remove_parts
 from minitransformer.training.best import BEST
 from minitransformer.training.checkpoints import checkpoints
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minitransformer.terminal import duration, fitted
+from minitransformer.system.terminal import duration, fitted
 from minitransformer.training.callbacks import Callback
 
 # seconds, where there is no bar: a line no sooner after another, and none later if there is anything to say

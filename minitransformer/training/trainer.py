@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitransformer import evaluation
-from minitransformer.checkpoint import CONFIG, save_model
 from minitransformer.data.datasets import fingerprint, real_tokens
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
-from minitransformer.files import replacing
+from minitransformer.evaluation import scores
 from minitransformer.functional import Key
-from minitransformer.memory import reuse_freed_memory
+from minitransformer.pretrained.model_folder import CONFIG, save_model
+from minitransformer.system.files import replacing
+from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training.best import put_best_back
 from minitransformer.training.callbacks import KeepBest
 from minitransformer.training.checkpoints import (
@@ -123,13 +123,13 @@ class Trainer:
         if dataset is None:
             raise InputError("there is nothing to evaluate: the trainer was given no eval_dataset")
         self._check(dataset, "eval_dataset")
-        loss = evaluation.whole_loss(self.model, dataset)
-        return {"val_loss": loss, "perplexity": evaluation.perplexity(loss)}
+        loss = scores.whole_loss(self.model, dataset)
+        return {"val_loss": loss, "perplexity": scores.perplexity(loss)}
 
     def predict(self, test_dataset):
         """Return a ``Prediction``: the logits for every example, its targets, and ``evaluate``'s metrics."""
         self._check(test_dataset, "test_dataset")
-        return Prediction(*evaluation.predict(self.model, test_dataset), self.evaluate(test_dataset))
+        return Prediction(*scores.predict(self.model, test_dataset), self.evaluate(test_dataset))
 
     def save_model(self, output_dir):
         """Write the model to the folder ``output_dir``, with what the callbacks add."""
@@ -246,7 +246,7 @@ class Trainer:
         val_loss = None
         due = self.step == self.max_steps or self.step % self.args.eval_steps == 0
         if self.eval_dataset is not None and due:
-            val_loss = evaluation.sampled_loss(self.model, self.eval_dataset)
+            val_loss = scores.sampled_loss(self.model, self.eval_dataset)
             if not math.isfinite(val_loss):
                 raise DivergedError(
                     f"training diverged at step {self.step}: the validation loss is {val_loss}; "

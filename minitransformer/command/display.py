@@ -1,0 +1,160 @@
+"""What a whole run shows on a terminal: its beginning, how it gets on, what the model writes, and its end."""
+
+import contextlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from minitransformer.data.corpus import CORPUS
+from minitransformer.recipes import changed_settings, recipe_names
+from minitransformer.recipes.run import PICTURE, Display
+from minitransformer.system.memory import peak_memory
+from minitransformer.system.terminal import duration
+from minitransformer.training import ProgressBar
+from minitransformer.training.trainer import METRICS
+
+INDENT, MARGIN = 10, " " * 4
+BETTER = {  # what learns more from the same bytes, and how far it came
+    "python": ("python-bpe", "do better by pieces of words: 1.535 bits a byte, less than xz needs"),
+}
+
+
+class TerminalDisplay(ProgressBar, Display):
+    """Shows a run on standard output; where that is no terminal, plain lines without bars."""
+
+    def __init__(self):
+        super().__init__()
+        self.preparations = contextlib.ExitStack()
+
+    def preparing(self, what):
+        """Show a bar for ``what`` until the next thing begins."""
+        if not self.console.is_terminal:
+            return super().preparing(what)
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self.preparations.close()
+        bar = self.preparations.enter_context(Progress(*columns, console=self.console, transient=True))
+        task = bar.add_task(what, total=None)
+        return lambda done, total: bar.update(task, completed=done, total=total)
+
+    def begin(self, recipe, trainer, material):
+        """Say what will be done."""
+        self.preparations.close()
+        config = trainer.model.config
+        for name, value in (
+            ("recipe", described(recipe, material.source.get("paths"))),
+            ("data", _size(material)),
+            (
+                "model",
+                f"GPT, {trainer.model.parameter_count():,} parameters: {config.layers} layers, "
+                f"{config.heads} heads, width {config.width}, context {config.context_length}, "
+                f"{config.vocabulary_size:,} tokens",
+            ),
+            ("folder", trainer.output_dir),
+        ):
+            self.say(f"{name:<{INDENT}}{value}", indent=INDENT)
+
+    def sample(self, text):
+        """Print what the model wrote, its control characters made visible."""
+        shown = "".join(sign if sign.isprintable() or sign in "\n\t" else "·" for sign in text)
+        lines = shown.strip("\n").splitlines()
+        if self.console.is_terminal:
+            width = max(1, self.console.width - len(MARGIN))
+            lines = [
+                part.plain for line in lines for part in Text(line).wrap(self.console, width) or [Text()]
+            ]
+        self.say("\n".join(MARGIN + line for line in lines), "dim")
+
+    def done(self, recipe, folder, material, score, seconds, data=(), options=()):
+        """Say how well it went, where everything is, and what to try next; ``suggestions`` says of what."""
+        memory = peak_memory()
+        self.say(
+            f"\nDone in {duration(seconds)}"
+            + (f", with at most {memory / 1e9:.2f} GB of memory" if memory else "")
+            + f".\n{in_words(score)}"
+        )
+        self.say(
+            f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), its checkpoints, "
+            f"{METRICS}, {PICTURE} and {CORPUS}.\n\nTry next:"
+        )
+        for what, arguments in suggestions(recipe, folder, material, data, options):
+            self.say(f"  {what}\n{MARGIN}  {command()} {shlex.join(map(str, arguments))}")
+
+    def end(self):
+        """Take away what was shown before the training began."""
+        self.preparations.close()
+
+
+def described(recipe, paths=()):
+    """Return ``recipe`` in one line; ``paths`` are the texts that it is given, if any."""
+    if not paths:
+        return f"{recipe.name}: {recipe.description}"
+    return f"the settings of {recipe.name}, to learn from {', '.join(map(str, paths))}"
+
+
+def in_words(score):
+    """Return what a score says, for someone who has never seen one."""
+    if "exact_match" in score:
+        return f"Of held-out examples, {score['correct']:,} of {score['examples']:,} are correct."
+    needed, xz = score["bits_per_byte"], score["xz_bits_per_byte"]
+    task = f"To say what comes next in {score['bytes']:,} bytes that it never saw, the model needs"
+    loss = f"{score['val_loss']:.4f} nats a token"
+    if needed is None:
+        return f"{task} {loss}. Lower is better."
+    beside = "" if xz is None else f", and the compressor xz -9 needs {xz:.3f}"
+    return (
+        f"{task} {needed:.3f} bits a byte ({loss}). Lower is better: "
+        f"whoever knows nothing needs 8 bits a byte{beside}."
+    )
+
+
+def suggestions(recipe, folder, material, data=(), options=()):
+    """Yield what to try after a run of ``recipe`` into ``folder``: what for, and arguments for this command.
+
+    ``data`` and ``options`` are what the run was given besides its settings.
+    """
+    yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
+    another = "" if material.validation_text is None else ", or by another text (--data)"
+    yield f"judge it again{another}", ["evaluate", folder]
+    if recipe.pretrained is not None:  # whose shape is given, and which may be better already
+        return
+    if recipe.name in BETTER and not data:
+        name, why = BETTER[recipe.name]
+        yield why, ["train", name, *options]
+    if recipe.name in recipe_names():
+        paths = [part for path in data for part in ("--data", path)]
+        wider = f"width={2 * recipe.model['width']}"
+        settings = [*(own for own in changed_settings(recipe) if not own.startswith("width=")), wider]
+        assignments = [part for setting in settings for part in ("--set", setting)]
+        yield "train a wider model", ["train", recipe.name, *paths, *options, *assignments]
+
+
+def command():
+    """Return this command as it can be typed here."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return "python -m minitransformer"
+    return shlex.quote(program.name if shutil.which(program.name) else str(program))
+
+
+def _prompt_to_try(material):
+    """Return how a text of this kind might begin."""
+    word = re.search(r"[^\W\d_]{3,}", material.validation_text.read(2**14))
+    return "def " if material.source["corpus"] == "python" or word is None else word.group()
+
+
+def _size(material):
+    """Return in one line what is learned from."""
+    if material.validation_text is None:
+        return (
+            f"{len(material.train.places()):,} examples to train on, "
+            f"{len(material.validation.places()):,} to validate with"
+        )
+    return (
+        f"{len(material.train.tokens):,} tokens to train on, {len(material.validation.tokens):,} "
+        f"to validate with ({material.validation_text.byte_count:,} bytes)"
+    )

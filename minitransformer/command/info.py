@@ -1,0 +1,72 @@
+"""What this installation is: versions, processors, libraries, and what is accelerated."""
+
+import importlib.metadata
+import os
+import platform
+
+import numpy as np
+
+import minitransformer
+from minitransformer import kernels
+from minitransformer.arrays import device_module
+from minitransformer.dispatch import misses
+from minitransformer.errors import DeviceError
+from minitransformer.system.files import cache_folder, is_temporary
+
+LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def information():
+    """Return ``{what: value}`` in the order in which it should be read."""
+    blas = np.show_config("dicts")["Build Dependencies"]["blas"]
+    limits = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
+    return {
+        "minitransformer": minitransformer.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in LIBRARIES},
+        "BLAS": f"{blas['name']} {blas['version']}",
+        "threads": ", ".join(limits) or f"{os.cpu_count()}, one for each processor",
+        "cache": _cache(),
+        "GPU": _gpu(),
+        **_acceleration(),
+    }
+
+
+def _version(library):
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cache():
+    try:
+        folder = cache_folder()
+    except OSError as error:
+        return f"none ({error})"
+    return f"{folder}, until this process ends" if is_temporary(folder) else str(folder)
+
+
+def _acceleration():
+    if not kernels.cpu.has_numba():
+        return {"kernels": "none: Numba is missing or switched off, so every operation runs its definition"}
+    from minitransformer.kernels.cpu.report import report  # noqa: PLC0415  loads Numba
+
+    facts = report()
+    missed = ", ".join(f"{name} {count} times" for name, count in misses.items()) or "none"
+    return {
+        "kernels": f"{', '.join(kernels.KERNELS)}: float32 on the CPU, {facts.width} numbers at a time",
+        "kernel threads": facts.threads,
+        "kernel cache": facts.cache,
+        "calls that missed": missed,
+    }
+
+
+def _gpu():
+    try:
+        cupy = device_module("cuda")
+    except DeviceError as error:
+        return f"none ({error})"
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return f"{name}, CuPy {cupy.__version__}"

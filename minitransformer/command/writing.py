@@ -1,0 +1,87 @@
+"""What the command ``generate`` writes: texts one after the other, or answers to lines as they are typed."""
+
+import sys
+
+from minitransformer.errors import InputError
+from minitransformer.generation.sampling import generate
+from minitransformer.generation.streaming import beginning
+from minitransformer.recipes.run import GENERATION
+from minitransformer.system.files import read_json
+
+
+def usual_settings(folder):
+    """Return how the model in ``folder`` is to generate, unless the user wants it otherwise."""
+    settings = {"max_new_tokens": 500, "temperature": 0.8}
+    path = folder / GENERATION
+    if path.exists():
+        written = read_json(path)
+        if isinstance(written.get("max_new_tokens"), int):
+            settings["max_new_tokens"] = written["max_new_tokens"]
+        if written.get("do_sample") is False and "temperature" not in written:
+            settings["temperature"] = 0.0
+    return settings
+
+
+class Writer:
+    """Writes what a model makes of a prompt to standard output, as it is drawn: ``samples`` texts for each.
+
+    The first text has the seed ``seed``, every other one more than the text before it. ``settings`` are those
+    of ``generate``.
+    """
+
+    def __init__(self, model, tokenizer, seed, samples, **settings):
+        if samples < 1:
+            raise InputError(f"num_samples is {samples}; expected at least 1")
+        if samples > 1 and settings["temperature"] == 0:
+            raise InputError(
+                f"at temperature 0 all {samples} samples would be the same; give a higher --temperature"
+            )
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.seed, self.samples = seed, samples
+
+    def write(self, prompt):
+        """Write the texts that begin with ``prompt``; several each under a line with its number and seed."""
+        for number in range(1, self.samples + 1):
+            pieces = generate(self.model, prompt, tokenizer=self.tokenizer, seed=self.seed, **self.settings)
+            if self.samples > 1:
+                sys.stdout.write(f"--- sample {number} of {self.samples}, seed {self.seed} ---\n")
+            self.seed += 1
+            sys.stdout.write(beginning(self.tokenizer, prompt))
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+
+    def answer_lines(self):
+        """Write what begins with each line of standard input until it ends; return False if one could not be.
+
+        Ctrl-C ends an answer; where a line is awaited it ends the program, as Ctrl-D does.
+        """
+        if sys.stdin is None:
+            raise InputError("lines are read from standard input, which is closed")
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sign = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+        all_well = True
+        while True:
+            try:
+                line = input(sign)
+            except EOFError:
+                sys.stdout.write("\n" if sign else "")
+                return all_well
+            try:
+                self.write(_checked(line))
+            except KeyboardInterrupt:
+                sys.stdout.write("\n")
+            except InputError as error:
+                all_well = False
+                print(f"minitransformer: error: {error}", file=sys.stderr)
+            sys.stdout.flush()
+
+
+def _checked(line):
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError("the line is no UTF-8 text") from None
+    return line

@@ -1,0 +1,1 @@
+"""How good a model is: its loss over whole texts and tasks, in units that can be compared."""

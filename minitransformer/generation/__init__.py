@@ -1,0 +1,1 @@
+"""Writing with a model: tokens are drawn one by one, and become one stream of text."""

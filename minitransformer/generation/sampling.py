@@ -1,0 +1,194 @@
+"""Generation: one token after the other, each drawn from what the model expects."""
+
+import itertools
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minitransformer.arrays import array_module, to_numpy
+from minitransformer.data.tokenizer import encode, start_id
+from minitransformer.dispatch import inference
+from minitransformer.errors import InputError
+from minitransformer.generation.streaming import decode_pieces, until
+
+DECIMALS = 12  # of a sum of probabilities: what differs beyond them is rounding
+
+
+def generate(
+    model,
+    prompt,
+    max_new_tokens=200,
+    *,
+    tokenizer=None,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    stop=None,
+    vocabulary_size=None,
+    use_cache=True,
+):
+    """Return an iterator over what continues ``prompt``, ``max_new_tokens`` tokens of it at most.
+
+    Token ids (one row of integers, at least one) are continued by token ids; text, which needs the model's
+    ``tokenizer``, by pieces of text: ``prompt + "".join(generate(model, prompt, tokenizer=tokenizer))``. An
+    empty text stands for the beginning of any.
+
+    ``temperature`` divides the logits: below 1 the likelier tokens are drawn more often than the model
+    expects them, above 1 less often, at 0 it is always the likeliest. ``top_k`` keeps the k likeliest tokens,
+    ``top_p`` the fewest whose probabilities reach p (arXiv 1904.09751). ``stop`` is a token id or a text, or
+    a list of them: the first that comes ends it all and is left out (ids end before the token with which the
+    text begins). Only tokens of the ``tokenizer``, if it is given, and below ``vocabulary_size`` are drawn,
+    whatever else a padded vocabulary has.
+
+    When the context is full, its older half is forgotten. With ``use_cache`` a step computes only its own
+    token; without, the whole context again, with the same result.
+
+    Raises InputError, before anything is computed, for what can't be meant.
+    """
+    check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    rows = model.config.vocabulary_size
+    tokenizer = _checked_tokenizer(tokenizer)
+    ids = before = _prompt_ids(prompt, tokenizer, rows)
+    if not ids:
+        ids = [start_id(tokenizer)]
+    stop_ids, stop_texts = _stops(stop, tokenizer, rows)
+    drawn = _drawn(tokenizer, vocabulary_size, rows)
+    tokens = _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn, use_cache)
+    if stop_ids:
+        tokens = itertools.takewhile(lambda token: token not in stop_ids, tokens)
+    if isinstance(prompt, str):
+        pieces = until(stop_texts, decode_pieces(tokenizer, before, tokens))
+        return (text for _, text in pieces if text)
+    if stop_texts:
+        pieces = until(stop_texts, decode_pieces(tokenizer, before, tokens))
+        return (token for part, _ in pieces for token in part)
+    return tokens
+
+
+def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn, use_cache):
+    """Yield tokens of ``drawn``, an array of ids."""
+    random = np.random.default_rng(seed)
+    xp = array_module(model.flat.values)
+    context = ids[-model.config.context_length :]
+    cache, unseen = model.cache(1) if use_cache else None, context
+    for _ in range(max_new_tokens):
+        if len(context) > model.config.context_length:
+            context = context[-(model.config.context_length // 2 or 1) :]
+            cache, unseen = model.cache(1) if use_cache else None, context
+        with inference():
+            batch = {"ids": xp.asarray([unseen if use_cache else context])}
+            h, _ = model.hidden(batch, cache=cache)
+            logits, _ = model.head(h[:, -1])
+        probabilities = token_probabilities(to_numpy(logits[0])[drawn], temperature, top_k, top_p)
+        token = int(drawn[random.choice(len(drawn), p=probabilities)])
+        context, unseen = [*context, token], [token]
+        yield token
+
+
+def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """Return the probabilities (V,) that a token is drawn with, in float64, given its ``logits`` (V,)."""
+    logits = logits.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise InputError("the model's logits are not all finite numbers: its weights are of no use")
+    if temperature == 0:
+        probabilities = np.zeros_like(logits)
+        probabilities[np.argmax(logits)] = 1
+        return probabilities
+    logits = (logits - logits.max()) / temperature
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp(logits)
+    if top_k is not None:
+        probabilities[order[top_k:]] = 0
+    probabilities /= probabilities.sum()
+    if top_p is not None and top_p < 1:
+        before = np.cumsum(probabilities[order])[:-1]  # of every token but the first: what is likelier
+        reached = np.round(before, DECIMALS) >= np.round(top_p, DECIMALS)
+        probabilities[order[1:][reached]] = 0
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):
+    """Raise InputError for settings that mean nothing."""
+    top_k, top_p = 1 if top_k is None else top_k, 1.0 if top_p is None else top_p
+    for name, value, least in (("seed", seed, 0), ("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1)):
+        if not _is_integer(value):
+            raise InputError(f"{name} is {value!r}; expected an integer")
+        if value < least:
+            raise InputError(f"{name} is {value}; expected at least {least}")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if not (_is_integer(value) or isinstance(value, float | np.floating)):
+            raise InputError(f"{name} is {value!r}; expected a number")
+    if not 0 <= temperature < np.inf:
+        raise InputError(f"temperature is {temperature}; expected a finite number of at least 0")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}; expected more than 0 and at most 1")
+
+
+def _prompt_ids(prompt, tokenizer, rows):
+    """Return the ids of ``prompt`` as a list of ints; of an empty text none."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise InputError(
+                "the prompt is text, which needs the model's tokenizer: give tokenizer=load_tokenizer(DIR)"
+            )
+        ids = encode(tokenizer, prompt).tolist()
+    else:
+        ids = list(prompt) if isinstance(prompt, list | tuple) else np.asarray(to_numpy(prompt)).tolist()
+        if not isinstance(ids, list):
+            raise InputError(f"the prompt is a {type(prompt).__name__}; expected text or a row of token ids")
+        if not ids:
+            raise InputError("the prompt is empty; expected at least one token to continue from")
+    for index in ids:
+        if isinstance(index, list | tuple | np.ndarray):
+            raise InputError("the prompt has rows; expected one row of ids: one text is continued at a time")
+        if not _is_integer(index):
+            raise InputError(f"the prompt has {index!r} where a token id is expected, an integer")
+        if not 0 <= index < rows:
+            raise InputError(f"the prompt has the id {index}; the model knows 0 to {rows - 1}")
+    return [int(index) for index in ids]
+
+
+def _checked_tokenizer(tokenizer):
+    """Return ``tokenizer``, or the one that a tokenizer of ``transformers`` is built on; None stays None."""
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise InputError(
+            f"the tokenizer is a {type(tokenizer).__name__}; expected one as load_tokenizer(DIR) returns it"
+        )
+    return tokenizer
+
+
+def _stops(stop, tokenizer, rows):
+    """Return the ids and the texts among ``stop``."""
+    if stop is None:
+        return set(), []
+    stops = [stop] if isinstance(stop, str) or not hasattr(stop, "__iter__") else list(stop)
+    ids, texts = set(), []
+    for each in stops:
+        if isinstance(each, str) and each:
+            texts.append(each)
+        elif _is_integer(each) and 0 <= each < rows:
+            ids.add(int(each))
+        else:
+            raise InputError(f"stop is {each!r}; expected text, or a token id of 0 to {rows - 1}")
+    if texts and tokenizer is None:
+        raise InputError(f"stop is the text {texts[0]!r}, which needs tokenizer=load_tokenizer(DIR)")
+    return ids, texts
+
+
+def _drawn(tokenizer, vocabulary_size, rows):
+    """Return the ids that may be drawn."""
+    if vocabulary_size is not None and not (_is_integer(vocabulary_size) and 1 <= vocabulary_size <= rows):
+        raise InputError(f"vocabulary_size is {vocabulary_size!r}; expected 1 to {rows}, the model's")
+    ids = np.arange(vocabulary_size or rows)
+    if tokenizer is not None:
+        ids = np.intersect1d(ids, list(tokenizer.get_vocab().values()))
+    if len(ids) == 0:
+        raise InputError("the tokenizer has no token that the model knows; they do not belong together")
+    return ids
+
+
+def _is_integer(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

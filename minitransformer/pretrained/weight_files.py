@@ -1,0 +1,87 @@
+"""The weights of a model folder: the files that hold them, and each tensor under one name.
+
+Others write the same weights in several files, with the prefixes of what was wrapped around the model, with
+masks beside them, or with the table of tokens under the name of the head. All of that is seen through here.
+"""
+
+import re
+from pathlib import Path
+
+from minitransformer.errors import InputError
+from minitransformer.pretrained.tensor_files import read_header, read_tensors
+from minitransformer.system.files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TABLE, HEAD = "wte.weight", "lm_head.weight"  # one array, where they are tied
+PREFIX = re.compile(r"((_orig_mod|module|transformer)\.)*")  # of torch.compile, of DDP, of the model's body
+BUFFER = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")  # no weights
+
+CONVERT = "from transformers import AutoModelForCausalLM as M; M.from_pretrained({}{}).save_pretrained({})"
+OTHERS = {  # file: what it is, and how transformers is told
+    "pytorch_model*.bin*": ("in PyTorch's format, which can run any program and is not opened here", ""),
+    "tf_model.h5": ("for TensorFlow; transformers before version 5 reads it", ", from_tf=True"),
+    "flax_model.msgpack": ("for Flax; transformers before version 5 reads it", ", from_flax=True"),
+    "*.gguf": ("for llama.cpp", ", gguf_file={!r}"),
+}
+
+
+def weight_files(folder):
+    """Return the file of ``folder`` that stands for its weights, and the safetensors files they are in.
+
+    Raises InputError if there are none, or not all of them.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS, [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(_found_instead(folder))
+    places = read_json(index).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name != "" for name in names):
+        raise InputError(
+            f"{index}: weight_map is {places!r:.80}; expected for each tensor a file in the same folder"
+        )
+    files = sorted({folder / name for name in names})
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing, one of the {len(files)} files that {index.name} names")
+    return index, files
+
+
+def read_weights(path, files, check):
+    """Return ``{name: array}`` of what ``weight_files`` has found; raise InputError if it is damaged.
+
+    ``check`` is called with ``{name: (shape, type)}`` and refuses what it does not like with an InputError,
+    before any array takes memory.
+    """
+    headers = {file: read_header(file) for file in files}
+    places = {}
+    for file, header in headers.items():
+        for stored in header:
+            name = stored[PREFIX.match(stored).end() :]
+            if BUFFER.search(name):
+                continue
+            if name in places:
+                raise InputError(f"{path} holds {name} twice: as {places[name][1]} and as {stored}")
+            places[name] = file, stored
+    if TABLE not in places and HEAD in places:
+        places[TABLE] = places.pop(HEAD)
+    check({name: headers[file][stored] for name, (file, stored) in places.items()})
+
+    weights = {}
+    for file in files:
+        names = {stored: name for name, (place, stored) in places.items() if place == file}
+        tensors = read_tensors(file, lambda header, names=names: names)
+        weights |= {names[stored]: tensor for stored, tensor in tensors.items()}
+    return weights
+
+
+def _found_instead(folder):
+    """Return the message for a ``folder`` without weights that can be read."""
+    for pattern, (what, argument) in OTHERS.items():
+        for path in sorted(folder.glob(pattern)):
+            where = repr(str(folder))
+            code = CONVERT.format(where, argument.format(path.name), where)
+            return f'{folder} holds {path.name} ({what}) and no {WEIGHTS}; make one by: python -c "{code}"'
+    return f"{folder / WEIGHTS} is missing"

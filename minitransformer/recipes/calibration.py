@@ -1,0 +1,164 @@
+"""How long the parts of a run take on this machine, also when it is busy with something else.
+
+Other work makes a measurement longer, and NumPy's threads, which wait for each other, many times longer. So
+measurements are made at two moments; and where no processor is free, again by a process with one thread, by
+the processor time that it uses, which hardly depends on what else is running.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from statistics import mean
+from time import perf_counter, process_time, thread_time
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformer.dispatch import inference, is_reference, reference
+from minitransformer.functional import Key
+from minitransformer.generation.sampling import generate
+from minitransformer.models import GPT, GPTConfig
+from minitransformer.system.memory import reuse_freed_memory
+from minitransformer.training import TrainingArguments
+from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.step import update
+
+SHARES = {"train": 0.6, "judge": 0.2, "write": 0.2}  # of the time that a calibration takes
+PROBE_SECONDS = 0.1
+THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Measurement(NamedTuple):
+    """The seconds of a part of a run, ``least`` and ``most``, and the bytes of ``memory`` that it takes."""
+
+    least: float
+    most: float
+    memory: float
+
+
+def calibrate(model, arguments, counts, seconds, clock=perf_counter):
+    """Return a ``Measurement`` of each part of a run of ``model``, ``{"train": …, "judge": …, "write": …}``.
+
+    ``counts`` say how many rows are trained on and judged at once, and how many tokens written. It takes
+    about ``seconds``; what is too large for that is measured with a smaller count, and reckoned from there.
+    """
+    work = _work(model, arguments)
+    for part in work.values():
+        part(1)  # what is compiled, compiles now
+    return {name: _measured(part, counts[name], seconds * SHARES[name], clock) for name, part in work.items()}
+
+
+def calibrate_alone(model, arguments, counts, seconds):
+    """Return what ``calibrate`` does, in processor time of one thread, measured in a process of its own.
+
+    Return None where that fails.
+    """
+    order = vars(model.config), vars(arguments), counts, seconds, is_reference()
+    done = subprocess.run(
+        [sys.executable, "-m", "minitransformer.recipes.calibration"],
+        input=json.dumps(order),
+        env=os.environ | dict.fromkeys(THREAD_LIMITS, "1"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        return None
+    return {name: Measurement(*values) for name, values in json.loads(done.stdout).items()}
+
+
+def main():
+    """Do what ``calibrate_alone`` asks for on standard input, and print it."""
+    config, arguments, counts, seconds, by_definitions = json.load(sys.stdin)
+    reuse_freed_memory()
+    with reference() if by_definitions else nullcontext():
+        model = GPT(GPTConfig(**config)).build(seed=0)
+        print(json.dumps(calibrate(model, TrainingArguments(**arguments), counts, seconds, process_time)))
+
+
+def free_share():
+    """Return the least share of a processor that one of as many threads gets as there are processors."""
+    count = processors()
+
+    def share(_):
+        numbers = np.ones(2**17)
+        began, worked = perf_counter(), thread_time()
+        while (lasted := perf_counter() - began) < PROBE_SECONDS:
+            np.sin(numbers, out=numbers)  # without holding up other threads
+        return (thread_time() - worked) / lasted
+
+    with ThreadPoolExecutor(count) as pool:
+        return min(1.0, *pool.map(share, range(count)))
+
+
+def processors():
+    """Return how many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def threads():
+    """Return how many threads compute."""
+    limits = [os.environ[name] for name in THREAD_LIMITS if os.environ.get(name, "").isdecimal()]
+    return min([processors(), *(max(1, int(limit)) for limit in limits)])
+
+
+def _work(model, arguments):
+    """Return the parts of a run, functions of how much is to be done."""
+    optimiser = optimiser_for(model, arguments)
+
+    def train(count):
+        update(model, optimiser, [_batch(model.config, count)], 0.0, arguments.max_grad_norm, Key(0))
+
+    def judge(count):
+        with inference():
+            model.loss(_batch(model.config, count))
+
+    def write(count):
+        list(generate(model, [0], count))
+
+    return {"train": train, "judge": judge, "write": write}
+
+
+def _measured(work, count, budget, clock):
+    """Return the time and memory of ``work(count)``, reckoned from smaller counts if it takes too long."""
+    one = _measured_at(work, 1, budget / 4, clock)
+    some = min(count, max(2, int(budget / 3 / max(one.most, 1e-6))))
+    if some <= 1:
+        return one
+    more = _measured_at(work, some, budget / 2, clock)
+    if some == count:
+        return more
+    growth = [max(0.0, (large - small) / (some - 1)) for large, small in zip(more, one, strict=True)]
+    return Measurement(*(small + each * (count - 1) for small, each in zip(one, growth, strict=True)))
+
+
+def _measured_at(work, count, budget, clock):
+    """Return the least and the mean time of ``work(count)``, in about ``budget`` seconds, and its memory."""
+    tracemalloc.start()
+    try:
+        work(count)
+        memory = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    times, began = [], perf_counter()
+    while not times or perf_counter() - began < budget:
+        start = clock()
+        work(count)
+        times.append(clock() - start)
+    return Measurement(min(times), mean(times), memory)
+
+
+def _batch(config, rows):
+    """Return a batch of ``rows`` full windows of arbitrary tokens."""
+    ids = np.random.default_rng(0).integers(0, config.vocabulary_size, (rows, config.context_length))
+    return {"ids": ids, "targets": ids, "counts": {"tokens": ids.size}}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What a recipe will cost on this machine: counted where it can be counted, else measured for two seconds."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformer.data.corpus import corpus_of
+from minitransformer.data.datasets import TokenWindows
+from minitransformer.data.tasks import TASKS
+from minitransformer.data.tokenizer import character_tokenizer, is_character_level
+from minitransformer.evaluation.scores import SAMPLED_PLACES, batch_rows
+from minitransformer.models import GPT
+from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
+from minitransformer.recipes.run import SAMPLE_TOKENS
+from minitransformer.recipes.starting_model import pretrained_tokenizer
+from minitransformer.system.memory import peak_memory, reuse_freed_memory
+
+CALIBRATION_SECONDS = 1.0  # of which there are two
+BUSY = 0.8  # where a thread gets less of a processor than this, other work takes the rest
+ENDING = 80_000_000  # bytes that pictures and the comparison with xz take at the end of a run
+BYTES_PER_TOKEN = 3  # of byte pairs and word pieces, about
+USUAL_TEXT = 65, 1_003_854, 111_540  # tinyshakespeare: characters in all, to train on, to validate with
+
+
+class Cost(NamedTuple):
+    """A run's size: ``parameters``, ``steps``, ``tokens`` and floating-point operations of its training, the
+    most ``memory`` it takes (bytes), and the ``seconds`` it lasts here, evaluations and samples included: at
+    least, and at most. ``free`` is the share of a processor that a thread got beside other work; where that
+    is less than ``BUSY``, the seconds are those of a machine that does nothing else."""
+
+    parameters: int
+    steps: int
+    tokens: int
+    flops: int
+    memory: int
+    seconds: tuple
+    free: float
+
+
+def estimate_cost(recipe, data=()):
+    """Return the ``Cost`` of training ``recipe`` on this machine, on the texts ``data`` if any are given.
+
+    A recipe that wants a text and has none is reckoned with one of tinyshakespeare's size. Two seconds of the
+    very steps that the run is made of are timed; see ``calibration``.
+    """
+    reuse_freed_memory()
+    before = peak_memory() or 0
+    args, length = recipe.training, recipe.model["context_length"]
+    vocabulary, train_dataset, validation, sampled = _material(recipe, data)
+    steps, examples = args.steps_for(train_dataset), len(validation.places())
+    model = GPT(recipe.config(vocabulary)).build(seed=0)
+    judged_together = min(batch_rows(model), examples)
+    counts = {"train": args.per_device_train_batch_size, "judge": judged_together, "write": sampled}
+    measured, free = _measured(model, args, counts)
+
+    evaluations = -(-steps // args.eval_steps) + 1
+    judged = evaluations * min(SAMPLED_PLACES, examples) + examples
+    held = 4 * model.flat.values.nbytes  # values, gradients and two moments
+    return Cost(
+        parameters=model.parameter_count(),
+        steps=steps,
+        tokens=steps * args.rows * length,
+        flops=3 * model.forward_flops(length) * args.rows * steps,
+        memory=int(
+            max(peak_memory() or 0, before + held + max(part.memory for part in measured.values())) + ENDING
+        ),
+        seconds=tuple(
+            steps * args.gradient_accumulation_steps * train
+            + judged * judge / judged_together
+            + evaluations * write
+            for train, judge, write in zip(*(part[:2] for part in measured.values()), strict=True)
+        ),
+        free=free,
+    )
+
+
+def _measured(model, args, counts):
+    """Return the ``Measurement`` of each part of a run, and the share of a processor that was free."""
+    free, moments = [free_share()], []
+    for _ in range(2):
+        moments.append(calibrate(model, args, counts, CALIBRATION_SECONDS))
+        free.append(free_share())
+    first, second = moments
+    measured = {name: _both(first[name], second[name]) for name in counts}
+    if min(free) < BUSY and (alone := calibrate_alone(model, args, counts, CALIBRATION_SECONDS)):
+        # what one thread does in this time, all of them do in no less than their part of it
+        for name, (least, most, _) in alone.items():
+            measured[name] = Measurement(least / threads(), most, measured[name].memory)
+    return measured, min(free)
+
+
+def _both(first, second):
+    """Return what two measurements of the same say together."""
+    least, most, memory = zip(first, second, strict=True)
+    return Measurement(min(least), max(most), max(memory))
+
+
+def _material(recipe, data):
+    """Return the vocabulary's size, datasets of the right size, and the tokens of a sample."""
+    length, characters = recipe.model["context_length"], recipe.text.tokenizer == "characters"
+    if recipe.pretrained is not None:
+        characters = is_character_level(pretrained_tokenizer(recipe.pretrained))
+    if recipe.corpus in TASKS:
+        task = TASKS[recipe.corpus]()
+        return task.tokenizer.get_vocab_size(), task.train, task.validation, task.answer_length
+    if recipe.corpus == "text" and not data:
+        vocabulary, *counts = USUAL_TEXT
+    else:
+        corpus = corpus_of(recipe.name, recipe.corpus, data)
+        counts = corpus.train.byte_count, corpus.validation.byte_count
+        if characters:
+            pieces = (piece for part in (corpus.train, corpus.validation) for piece in part.pieces())
+            vocabulary = character_tokenizer(pieces).get_vocab_size()
+    if not characters:
+        vocabulary = recipe.text.vocabulary_size
+        counts = [count // BYTES_PER_TOKEN for count in counts]
+    # zeros that take no memory: only their number matters here
+    datasets = [TokenWindows(np.broadcast_to(0, max(2, count)), length) for count in counts]
+    return vocabulary, *datasets, SAMPLE_TOKENS

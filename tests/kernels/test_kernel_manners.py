@@ -1,0 +1,346 @@
+"""How kernels behave as guests: what they keep and say, other processors, forks; and planted mistakes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+import pytest
+from mutations import mutated
+from test_kernel_attention import KEY, check, draw, some_bias
+
+from minitransformer.functional import Mask, causal_mask, full_mask
+from minitransformer.functional.attention import INVISIBLE
+from minitransformer.kernels.cpu import compiling, usable
+from minitransformer.kernels.cpu.vectors import WIDTH
+from minitransformer.system import files
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "kernels" / "cpu"
+FORWARD = """
+import numpy as np
+from minitransformer.dispatch import attention
+from minitransformer.functional import full_mask
+q = np.ones((1, 256, 1, 16), np.float32)
+k = q * np.arange(256)[:, None, None]
+print(attention(q, k.astype("f"), q, mask=full_mask(256), bias=np.ones((1, 256)))[0].sum())
+"""
+
+
+def run(code, **environment):
+    """Run ``code`` in a process of its own; return what it printed, and what it said on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+# --- compiling
+
+
+def test_compiled_once_for_all_processes_until_an_edit(tmp_path):
+    package = tmp_path / "package" / "minitransformer"
+    shutil.copytree(ROOT / "minitransformer", package)
+    shutil.copytree(ROOT / "kernels", package / "kernels")
+    environment = {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first, said = run(FORWARD, **environment)
+    assert said.count("minitransformer: compiling") == said.count("minitransformer: compiled") == 2
+    assert "attention_forward" in said
+    assert run(FORWARD, **environment) == (first, "")
+
+    tiles = package / "kernels" / "cpu" / "tiles.py"  # not the file of the kernel itself
+    tiles.write_text(tiles.read_text().replace("store(place, load(place) * factor)", "store(place, factor)"))
+    changed, said = run(FORWARD, **environment)
+    assert "attention_forward" in said and changed != first
+
+
+def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path / "all"))
+    assert compiling.cache_folder().parent == tmp_path / "all"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "named"))
+    assert compiling.cache_folder().parent == tmp_path / "named"
+
+
+def test_a_folder_named_for_numba_that_cannot_be_written_to(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path / "all"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file"))
+    assert compiling.cache_folder().parent == tmp_path / "all"
+
+
+def no_folder(part=""):
+    raise OSError(f"there is no folder, not even for {part}")
+
+
+def test_nothing_can_be_kept(monkeypatch):
+    monkeypatch.setattr(files, "cache_folder", no_folder)
+    compiling._warn_that_nothing_is_kept.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept .*no folder, .* MINITRANSFORMER_CACHE"):
+        assert compiling.compile_once(lambda cache: cache, "nothing", 0) is False
+
+
+def test_what_is_kept_for_this_process_only(tmp_path):
+    (tmp_path / "file").touch()
+    settings = {"MINITRANSFORMER_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    report = "from minitransformer.kernels.cpu.report import report; print(report().cache)\n"
+    printed, said = run(FORWARD + report, **settings)
+    assert "until this process ends: kernels are compiled anew in every process" in printed
+    assert said.count("compiling attention_forward, anew") == 1
+    assert said.count("MINITRANSFORMER_CACHE") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_keeps_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    limit = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+    expected, _ = run(FORWARD)
+    printed, said = run(limit + FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert printed == expected
+    assert said.count("cannot be kept") == 1
+
+
+@pytest.mark.parametrize("size", [0, 200])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_is_made_anew(tmp_path, kind, size):
+    expected, _ = run(FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    for path in tmp_path.rglob(f"*.{kind}"):
+        os.truncate(path, size)
+    printed, said = run(FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert printed == expected
+    assert "compiling attention_forward, once" in said
+    assert run(FORWARD, MINITRANSFORMER_CACHE=str(tmp_path)) == (expected, "")
+
+
+def test_importing_the_library_does_not_load_numba():
+    code = "import sys, minitransformer.models, minitransformer.training; print('numba' in sys.modules)"
+    assert run(code) == ("False\n", "")
+
+
+def test_without_numba_definitions_run():
+    code = """
+import sys
+sys.modules["numba"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "numba" else find(name)
+import importlib.metadata
+version = importlib.metadata.version
+def missing(name):
+    if name == "numba":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = missing
+from minitransformer import dispatch
+    from minitransformer.command import info
+"""
+    printed, _ = run(code + FORWARD + "print(dispatch.misses['attention'], info.information()['kernels'])")
+    assert "1 none: Numba is missing" in printed
+
+
+def test_a_numba_that_cannot_be_imported_is_told_of_once(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')")
+    printed, said = run(2 * FORWARD, PYTHONPATH=str(tmp_path))
+    assert len(printed.split()) == 2
+    assert said.count("Numba needs NumPy 1.0 or less") == 1
+
+
+def test_without_compiling_definitions_run():
+    code = "from minitransformer.command.info import information\nprint(information()['kernels'])"
+    printed, said = run(FORWARD + code, NUMBA_DISABLE_JIT="1")
+    assert "none: Numba is missing or switched off" in printed and said == ""
+
+
+def test_without_threads_of_numba_kernels_run_on_one():
+    threads = "from minitransformer.command.info import information\nprint(information()['kernel threads'])"
+    with_them, _ = run(FORWARD)
+    printed, said = run(FORWARD + threads, NUMBA_THREADING_LAYER="none such")
+    assert printed == with_them + "1: Numba has no threads here\n"
+    assert "RuntimeWarning: Numba finds no threads" in said
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_info_tells_of_the_cache(tmp_path, cached):
+    code = "from minitransformer.command.info import information\nprint(information()['kernel cache'])"
+    printed, _ = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=str(tmp_path))
+    assert str(tmp_path) in printed
+    assert ("attention_forward" if cached else "still empty") in printed
+    printed, said = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=os.devnull)
+    assert "until this process ends" in printed
+    assert said.count(f"{os.devnull} cannot be written to; what can be used again is kept in ") == 1
+    assert ("compiling attention_forward, anew" in said) == cached
+
+
+# --- processors and processes
+
+
+def narrower_processors():
+    """Return processors that this one can play, and the numbers in their vectors."""
+    if "x86_64" not in llvmlite.binding.get_process_triple():
+        return [("generic", 4)]
+    return [(name, width) for name, width in (("haswell", 8), ("x86-64", 4)) if width <= WIDTH]
+
+
+@pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
+def test_narrower_vectors(processor, width):
+    code = """
+from test_kernel_attention import KEY, Mask, check, draw, some_bias
+from minitransformer.kernels.cpu.vectors import WIDTH
+for width in (16, 20, 5):
+    for mask in (Mask(70, 0, 3), Mask(80, 80, 0)):
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask)
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, dropout=0.2, key=KEY)
+        check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, bias=some_bias((2, 67, 80), "float32"))
+    check(*draw(width, 2, 1, 80, 2, 1, width), mask=Mask(75, 70, 9))
+print(WIDTH)
+"""
+    assert run(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")[0] == f"{width}\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_runs_definitions():
+    code = """
+import os, warnings
+import numpy as np
+from minitransformer import dispatch, functional
+from minitransformer.functional import causal_mask
+q = np.random.default_rng(0).standard_normal((2, 300, 3, 16), np.float32)
+y, saved = dispatch.attention(q, q, q, mask=causal_mask(300))
+expected = dispatch.attention_backward(y, saved)
+child = os.fork()
+if child == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y, own = dispatch.attention(q, q, q, mask=causal_mask(300))
+        gradients = dispatch.attention_backward(y, saved)
+        close = [np.allclose(a, b, atol=1e-5) for a, b in zip(gradients, expected)]
+    good = all(close) and type(own).__name__ == "AttentionSaved" and "was forked" in str(caught[0].message)
+    os._exit(not good)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code)[0] == "0\n"
+
+
+# --- planted mistakes
+
+CAUSAL = {"mask": causal_mask(150)}
+STEP = {"mask": Mask(140, 0, 149)}
+DROPPED = {"mask": full_mask(150), "dropout": 0.3, "key": KEY}
+BIASED = {"mask": full_mask(150), "bias": some_bias((150, 150), "float32")}
+BIASED["bias"][7] = INVISIBLE
+MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
+    "no rescaling": (
+        *("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
+        *(CAUSAL, "y"),
+    ),
+    "diagonal off by one": ("problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
+    "hidden keys shown": (
+        *("forward", "if start + keys > least:", "if start + keys > least + KEYS:"),
+        *(CAUSAL, "y"),
+    ),
+    "a tail not masked": (
+        "forward",
+        "_exponentials(scores, keys, largest, total, factors)",
+        "_exponentials(scores, (keys + 7) // 8 * 8, largest, total, factors)",
+        *({"mask": full_mask(150)}, "y"),
+    ),
+    "D forgotten": (
+        *("backward", "e * (load(dscores + place) - offset)", "e * load(dscores + place)"),
+        *(CAUSAL, "dq"),
+    ),
+    "hidden keys shown in the backward": (
+        *("backward", "if start + rows > least:", "if start + rows > least + KEYS:"),
+        *(CAUSAL, "dq"),
+    ),
+    "a query that sees passed over": (
+        *("backward", "left, GROUP, lane, ROWS,", "left, GROUP, lane + 1, ROWS,"),
+        *(CAUSAL, "dk"),
+    ),
+    "dropped of a neighbour": (
+        "tiles",
+        "lane_numbers() + words(i)",
+        "lane_numbers() + words(i + 1)",
+        DROPPED,
+        "y",
+    ),
+    "dropout forgotten in dP": (
+        *("backward", "where(keep, load(dscores + place), zero)", "load(dscores + place)"),
+        *(DROPPED, "dq"),
+    ),
+    "dropout forgotten in dv": (
+        *("backward", "store(scores + place, where(keep, e, zero))", "store(scores + place, e)"),
+        *(DROPPED, "dv"),
+    ),
+    "bias in units of log 2": ("tiles", "fused(bias, unit,", "fused(bias, splat(1.0),", BIASED, "y"),
+    "invisible by bias shown": ("tiles", "where(bias <= invisible, hidden, score)", "score", BIASED, "y"),
+    "one query: no rescaling": (
+        *("one_query", "store(place, load(place) * rescale)", "store(place, load(place))"),
+        *(STEP, "y", 1),
+    ),
+    "one query: padding shown": (
+        *("one_query", "    _hide_rest(scores, keys)\n", ""),
+        *(STEP, "y", 1),
+    ),
+    "one query: bias forgotten": (
+        *("one_query", "if problem.bias.address:", "if False:"),
+        *(STEP | {"bias": some_bias((1, 150), "float32")}, "y", 1),
+    ),
+}
+
+
+@pytest.fixture
+def compile_changed(monkeypatch):
+    """Return a function that compiles the kernels with a text replaced in one of their files."""
+    monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be kept
+
+    def compile_changed(file, old, new):
+        changeable = "problem", "tiles", "forward", "backward", "one_query"
+        package = types.ModuleType("changed")
+        package.usable = usable
+        monkeypatch.setitem(sys.modules, "changed", package)
+        for name in (*changeable, "attention"):
+            source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
+            if name == file:
+                source = mutated(source, source, old, new)
+            for other in changeable:
+                source = source.replace(f"minitransformer.kernels.cpu.{other} ", f"changed.{other} ")
+            source = source.replace("from minitransformer.kernels.cpu import", "from changed import")
+            module = types.ModuleType(f"changed.{name}")
+            monkeypatch.setitem(sys.modules, f"changed.{name}", module)
+            setattr(package, name, module)
+            exec(compile(source, str(KERNELS / f"{name}.py"), "exec"), module.__dict__)
+        return package.attention
+
+    return compile_changed
+
+
+@pytest.mark.filterwarnings("ignore:compiled kernels cannot be kept")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_planted_mistakes_are_caught(mistake, compile_changed):
+    file, text, wrong, arguments, name, *queries = MISTAKES[mistake]
+    changed = compile_changed(file, text, wrong)
+    backward = _no_backward if name == "y" else changed.attention_backward
+    arrays = draw(0, 1, *(queries or [150]), 150, 1, 1, 16)
+    with pytest.raises(AssertionError) as error:
+        check(*arrays, (changed.attention, backward), **arguments)
+    assert str(error.value).startswith(f"{name}: ")
+
+
+def _no_backward(dy, saved):
+    """Return zeros, which are not looked at: the value is wrong already."""
+    return saved.q * 0, saved.k * 0, saved.v * 0
