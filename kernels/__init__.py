@@ -12,10 +12,19 @@ from minitransformer.kernels import cpu
 
 
 class Kernel(NamedTuple):
-    """A fused operation: ``module`` has the pair by the definition's names, and its type ``Saved``."""
+    """A fused operation: ``module`` has the pair, under the definition's names.
 
+    It gets arrays of its ``types`` as they are. Only definitions have half types cast around them.
+    """
+
+    types: tuple[str, ...]
     accepts: Callable  # of the definition's own arguments: True if the kernel computes this call
     module: str
+
+    def takes(self, arrays):
+        """Return True if all of ``arrays`` have one type, which is among those of the kernel."""
+        names = {array.dtype.name for array in arrays if array is not None}
+        return len(names) == 1 and names <= set(self.types)
 
     def load(self):
         """Return the module, imported."""
@@ -23,5 +32,5 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {
-    "attention": (Kernel(cpu.accepts_attention, "minitransformer.kernels.cpu.attention"),),
+    "attention": (Kernel(("float32",), cpu.accepts_attention, "minitransformer.kernels.cpu.attention"),),
 }

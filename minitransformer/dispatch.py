@@ -1,21 +1,32 @@
-"""The one door between the layers and the maths.
+"""The one place where layers call operations.
 
 Layers call the pairs named here. Each call runs a kernel where one accepts it, otherwise the definition of
-``minitransformer.functional``; it tells whoever is watching (``watching``), and under ``inference`` lets go
-of what backward would have needed. Whoever ran forward runs backward: the type of ``saved`` says who it was.
+``minitransformer.functional``. Whoever ran forward runs backward: the forward returns both together, as a
+``Call``. Watchers (``watching``) see every operation, and under ``inference`` nothing is saved.
 """
 
 import collections
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from minitransformer import functional, kernels
 
 _watchers = contextvars.ContextVar("watchers", default=())
 _inference = contextvars.ContextVar("inference", default=False)
 _reference = contextvars.ContextVar("reference", default=False)
-_backwards = {}  # the type of a kernel's ``saved`` → its backward
+_path = contextvars.ContextVar("path", default="")
+
+
+class Call(NamedTuple):
+    """What a forward leaves for its backward: who computes it, from what, and the layer that called."""
+
+    backward: Callable
+    saved: Any
+    path: str
+
 
 misses = collections.Counter()
 """How often each operation that has kernels ran its definition because none accepted the call."""
@@ -54,45 +65,62 @@ def is_reference():
 def watching(watcher):
     """Within this block ``watcher`` sees every operation.
 
-    It has two methods, called after each pass: ``saw_forward(name, arrays, settings, y, saved)`` and
-    ``saw_backward(name, dy, saved, gradients)``.
+    It has two methods, called after each pass: ``saw_forward(name, path, arrays, settings, y, saved)`` and
+    ``saw_backward(name, path, dy, saved, gradients)``. ``path`` is that of the layer that called, such as
+    ``"blocks.0.attention.output"``; it is empty where the model itself did.
     """
     with _within(_watchers, (*_watchers.get(), watcher)):
         yield watcher
 
 
-def _kernel(name, arrays, settings):
-    """Return the forward of a kernel that accepts the call, or None."""
+def in_layer(call):
+    """Return the method ``call`` of a layer, run so that watchers see its operations under ``layer.path``."""
+
+    @functools.wraps(call)
+    def called(layer, *arrays, **settings):
+        token = _path.set(layer.path)
+        try:
+            return call(layer, *arrays, **settings)
+        finally:
+            _path.reset(token)
+
+    return called
+
+
+def _pair_for(name, arrays, settings):
+    """Return the forward and the backward of the first kernel that takes the call, or None."""
     registered = kernels.KERNELS.get(name, ())
     if not registered or _reference.get():
         return None
     for kernel in registered:
-        if kernel.accepts(*arrays, **settings):
+        if kernel.takes(arrays) and kernel.accepts(*arrays, **settings):
             module = kernel.load()
-            _backwards[module.Saved] = getattr(module, f"{name}_backward")
-            return getattr(module, name)
+            return getattr(module, name), getattr(module, f"{name}_backward")
     misses[name] += 1
     return None
 
 
 def _pair(forward, backward):
+    name = forward.__name__
+    definition = forward, backward
+
     @functools.wraps(forward)
     def dispatched_forward(*arrays, **settings):
-        kernel = _kernel(forward.__name__, arrays, settings)
-        y, saved = (kernel or forward)(*arrays, **settings)
-        if _inference.get():
-            saved = None
+        run_forward, run_backward = _pair_for(name, arrays, settings) or definition
+        y, saved = run_forward(*arrays, **settings)
+        path = _path.get()
+        call = None if _inference.get() else Call(run_backward, saved, path)
         for watcher in _watchers.get():
-            watcher.saw_forward(forward.__name__, arrays, settings, y, saved)
-        return y, saved
+            watcher.saw_forward(name, path, arrays, settings, y, call and saved)
+        return y, call
 
     @functools.wraps(backward)
-    def dispatched_backward(dy, saved, *, add_to=None):
-        if saved is None:
+    def dispatched_backward(dy, call, *, add_to=None):
+        if call is None:
             raise RuntimeError(f"{backward.__name__}: the forward ran under inference(), which saves nothing")
-        gradients = _backwards.get(type(saved), backward)(dy, saved, add_to=add_to)
+        gradients = call.backward(dy, call.saved, add_to=add_to)
         for watcher in _watchers.get():
-            watcher.saw_backward(forward.__name__, dy, saved, gradients)
+            watcher.saw_backward(name, call.path, dy, call.saved, gradients)
         return gradients
 
     return dispatched_forward, dispatched_backward

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitransformer.arrays import ALIGNMENT, aligned_zeros, array_module, device_module
+from minitransformer.dispatch import in_layer
 from minitransformer.errors import InputError
 from minitransformer.system.outline import Node, outline
 
@@ -99,17 +100,24 @@ class Layer:
     Called, a layer returns its value and its pullback: a function from the gradient of the value to the
     gradient of every array input, in order, which adds the parameters' gradients on its way. A pullback
     is called at most once; what it returns may be shared, so nobody writes into it. A call changes nothing
-    on the layer.
+    on the layer. ``path`` is the layer's place in the model that was built, such as ``"blocks.0.norm1"``.
     """
+
+    path = ""
+
+    def __init_subclass__(cls, **settings):
+        """Let watchers see the operations of a call under the path of the layer."""
+        super().__init_subclass__(**settings)
+        if "__call__" in vars(cls):
+            cls.__call__ = in_layer(cls.__call__)
 
     def parameters(self):
         """Return ``{path: Parameter}`` in order of definition; a shared one under its first path only."""
-        found, seen = {}, set()
-        for path, parameter in _walk(self, ""):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[path] = parameter
-        return found
+        return _first_paths(self, Parameter)
+
+    def layers(self):
+        """Return ``{path: Layer}`` of every layer in this one; a shared one under its first path only."""
+        return _first_paths(self, Layer)
 
     def build(self, seed=0, dtype="float32", device="cpu"):
         """Allocate and initialise every parameter; return the layer.
@@ -124,6 +132,8 @@ class Layer:
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
         xp = device_module(device)
         parameters = self.parameters()
+        for path, layer in self.layers().items():
+            layer.path = path
         for path, parameter in parameters.items():
             if parameter.root not in (None, self):
                 raise RuntimeError(
@@ -204,13 +214,23 @@ def _aligned(array):
     return copy
 
 
+def _first_paths(layer, kind):
+    """Return ``{path: part}``, every part of the class ``kind`` within ``layer`` under its first path."""
+    found, seen = {}, set()
+    for path, part in _walk(layer, ""):
+        if isinstance(part, kind) and id(part) not in seen:
+            seen.add(id(part))
+            found[path] = part
+    return found
+
+
 def _walk(member, path):
-    """Yield the path and the Parameter of everything that ``member`` holds."""
-    if isinstance(member, Parameter):
-        yield path, member
-        return
+    """Yield path and part of every layer and parameter within ``member``, in order of definition."""
     for name, part in _parts(member).items():
-        yield from _walk(part, f"{path}.{name}" if path else str(name))
+        place = f"{path}.{name}" if path else str(name)
+        if isinstance(part, Layer | Parameter):
+            yield place, part
+        yield from _walk(part, place)
 
 
 def _parts(member):
@@ -224,7 +244,9 @@ def _parts(member):
 
 def _node(name, layer, path, seen):
     """Return the ``Node`` of ``layer``; ``seen`` holds the parameters that were shown, by identity."""
-    settings = [f"{key}={part!r}" for key, part in vars(layer).items() if isinstance(part, SHOWN)]
+    settings = [
+        f"{key}={part!r}" for key, part in vars(layer).items() if isinstance(part, SHOWN) and key != "path"
+    ]
     kind = type(layer).__name__ + (f"({', '.join(settings)})" if settings else "")
     parts, size, children = [], 0, []
     for key, part in _members(layer):

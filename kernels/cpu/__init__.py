@@ -16,8 +16,8 @@ WORTH = (
 
 
 def accepts_attention(q, k, v, **settings):
-    """Return True for float32 arrays of NumPy, wherever kernels can run, unless there is little to do."""
-    if not all(type(x) is np.ndarray and x.dtype == np.float32 and x.ndim == 4 for x in (q, k, v)):
+    """Return True for arrays of NumPy, wherever kernels can run, unless there is little to do."""
+    if not all(type(x) is np.ndarray and x.ndim == 4 for x in (q, k, v)):
         return False
     return q.size * k.shape[1] >= WORTH and usable()
 

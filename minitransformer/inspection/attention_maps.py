@@ -54,7 +54,7 @@ class _Collector:
     def __init__(self):
         self.maps = []
 
-    def saw_forward(self, name, arrays, settings, y, saved):
+    def saw_forward(self, name, path, arrays, settings, y, saved):
         if name == "attention":
             q, k, _ = arrays
             settings = {key: settings[key] for key in ("mask", "bias", "scale") if key in settings}

@@ -13,7 +13,8 @@ def trace(file=None):
 
     A forward's line shows the shapes that went in and came out and the bytes saved for backward; a
     backward's the Euclidean norms of the gradient that went in and of those that came out, in the order of
-    the forward's arrays. Where a layer owns the gradient, the norm is of what has been added up so far.
+    the forward's arrays. Both end with the path of the layer that called, if one did. Where a layer owns the
+    gradient, the norm is of what has been added up so far.
     What an operation merely refers to, such as its weight, counts among what it saved. ``file`` is standard
     output unless given.
 
@@ -32,24 +33,25 @@ class _Printer:
         self.file = file
         self.saved_arrays = {}
 
-    def saw_forward(self, name, arrays, settings, y, saved):
+    def saw_forward(self, name, path, arrays, settings, y, saved):
         here = {}
         _collect(saved, here)
         self.saved_arrays |= here
         shapes = " ".join(_shape(array) for array in arrays)
         size = _bytes(sum(array.nbytes for array in here.values()))
-        self.print(f"→ {name:<22}{shapes} → {_shape(y)}  saved {size}")
+        self.print(f"→ {name:<22}{shapes} → {_shape(y)}  saved {size}", path)
 
-    def saw_backward(self, name, dy, saved, gradients):
+    def saw_backward(self, name, path, dy, saved, gradients):
         norms = " ".join(_norm(gradient) for gradient in gradients)
-        self.print(f"← {name:<22}|dy| {_norm(dy)} → {norms}")
+        self.print(f"← {name:<22}|dy| {_norm(dy)} → {norms}", path)
 
     def finish(self):
         total = sum(array.nbytes for array in self.saved_arrays.values())
         self.print(f"saved for backward, each array counted once: {_bytes(total)}")
 
-    def print(self, line):
-        """Print ``line``, with question marks for what the file's encoding does not have."""
+    def print(self, line, path=""):
+        """Print ``line`` and ``path``, with question marks for what the file's encoding does not have."""
+        line = f"{line}  {path}" if path else line
         encoding = getattr(self.file, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), file=self.file)
 

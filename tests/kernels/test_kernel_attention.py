@@ -319,9 +319,9 @@ def test_memory_grows_with_the_length_alone(monkeypatch):
 
 def saved_by_dispatch(dtype):
     q, k, v, dy = (x.astype(dtype) for x in draw(11, 1, 256, 256, 1, 1, 16))
-    _, saved = dispatch.attention(q, k, v, mask=causal_mask(256))
-    dispatch.attention_backward(dy, saved)
-    return saved
+    _, call = dispatch.attention(q, k, v, mask=causal_mask(256))
+    dispatch.attention_backward(dy, call)
+    return call.saved
 
 
 def test_float32_runs_the_kernel_and_the_rest_the_definition():
@@ -335,9 +335,9 @@ def test_float32_runs_the_kernel_and_the_rest_the_definition():
 @pytest.mark.parametrize(("queries", "much", "little"), [(1, 2000, 1900), (64, 32, 30)])
 def test_the_kernel_runs_where_there_is_much_to_do(queries, much, little):
     q, k, _, _ = draw(11, 1, queries, much, 8, 8, 64)
-    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(much))[1], fused.Saved)
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(much))[1].saved, fused.Saved)
     k = k[:, :little]
-    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(little))[1], AttentionSaved)
+    assert isinstance(dispatch.attention(q, k, k, mask=full_mask(little))[1].saved, AttentionSaved)
 
 
 @pytest.mark.parametrize("pair", [DEFINITION, FUSED])
@@ -370,8 +370,8 @@ def test_reference_switches_kernels_off():
 
 def test_forward_decides_who_runs_backward():
     q, k, v, dy = draw(12, 1, 256, 256, 1, 1, 16)
-    _, saved = dispatch.attention(q, k, v, mask=causal_mask(256))
+    _, call = dispatch.attention(q, k, v, mask=causal_mask(256))
     with reference():
-        gradients = dispatch.attention_backward(dy, saved)
-    for one, other in zip(gradients, fused.attention_backward(dy, saved), strict=True):
+        gradients = dispatch.attention_backward(dy, call)
+    for one, other in zip(gradients, fused.attention_backward(dy, call.saved), strict=True):
         np.testing.assert_array_equal(one, other)
