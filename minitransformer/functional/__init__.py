@@ -29,7 +29,7 @@ from minitransformer.functional.gelu import (
 from minitransformer.functional.layer_norm import layer_norm, layer_norm_backward
 from minitransformer.functional.linear import linear, linear_backward
 from minitransformer.functional.mask import Mask, causal_mask, full_mask, visible
-from minitransformer.functional.philox import Key, keep_mask, random_words, split
+from minitransformer.functional.philox import Key, keep_mask, random_words, split_key
 from minitransformer.functional.positions import (
     add_positions,
     add_positions_backward,
@@ -87,6 +87,6 @@ __all__ = [
     "sinusoidal_positions",
     "softmax",
     "softmax_backward",
-    "split",
+    "split_key",
     "visible",
 ]

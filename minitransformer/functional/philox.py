@@ -22,7 +22,7 @@ class Key(NamedTuple):
     stream: int = 0
 
 
-def split(key, count):
+def split_key(key, count):
     """Return ``count`` keys of different streams, for the parts of whatever was given ``key``.
 
     ``None``, which stands for evaluation, splits into Nones.

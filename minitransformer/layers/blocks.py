@@ -1,7 +1,7 @@
 """Feed-forward layers and transformer blocks, pre-norm and post-norm."""
 
 from minitransformer.dispatch import inference
-from minitransformer.functional import split
+from minitransformer.functional import split_key
 from minitransformer.layers.attention import SelfAttention
 from minitransformer.layers.basic import AddLayerNorm, Dropout, LayerNorm, Linear, LinearGelu, Relu
 from minitransformer.parameters import Layer
@@ -62,7 +62,7 @@ class PreNormBlock(Layer):
         self.dropout = Dropout(dropout)
 
     def __call__(self, x, mask, key=None, cache=None):
-        attention_key, dropout1_key, dropout2_key = split(key, 3)
+        attention_key, dropout1_key, dropout2_key = split_key(key, 3)
         h, norm1_backward = self.norm1(x)
         h, attention_backward = self.attention(h, mask, attention_key, cache)
         h, dropout1_backward = self.dropout(h, dropout1_key)
@@ -103,7 +103,7 @@ class PostNormBlock(Layer):
         self.dropout = Dropout(dropout)
 
     def __call__(self, x, mask, key=None, cache=None):
-        attention_key, dropout1_key, dropout2_key = split(key, 3)
+        attention_key, dropout1_key, dropout2_key = split_key(key, 3)
         h, attention_backward = self.attention(x, mask, attention_key, cache)
         h, dropout1_backward = self.dropout(h, dropout1_key)
         x, norm1_backward = self.norm1(h, x)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
-from minitransformer.functional import Mask, split
+from minitransformer.functional import Mask, split_key
 from minitransformer.layers import (
     Cache,
     Dropout,
@@ -119,7 +119,7 @@ class GPT(Layer):
         """
         batch = self._batch(batch)
         mask, positions, new_lengths = self._mask_and_positions(batch, cache)
-        embedding_key, *block_keys = split(key, 1 + len(self.blocks))
+        embedding_key, *block_keys = split_key(key, 1 + len(self.blocks))
 
         x, embedding_backward = self.embedding(batch["ids"])
         x, positions_backward = self.positions(x, positions)

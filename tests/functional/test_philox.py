@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitransformer.functional import Key, attention, causal_mask, dropout, keep_mask, random_words, split
+from minitransformer.functional import (
+    Key,
+    attention,
+    causal_mask,
+    dropout,
+    keep_mask,
+    random_words,
+    split_key,
+)
 from minitransformer.functional.philox import philox
 
 ALL_BITS = 0xFFFFFFFF
@@ -115,8 +123,8 @@ def test_bits_are_even():
 
 def test_keys_of_a_deep_model_are_all_different():
     key = Key(2**63 + 1)
-    embedding, *blocks = split(key, 97)
-    parts = [part for block in blocks for part in split(block, 6)]
+    embedding, *blocks = split_key(key, 97)
+    parts = [part for block in blocks for part in split_key(block, 6)]
     keys = [key, embedding, *blocks, *parts]
     assert {part.seed for part in keys} == {key.seed}
     assert all(0 <= part.stream <= ALL_BITS for part in keys)
@@ -125,11 +133,11 @@ def test_keys_of_a_deep_model_are_all_different():
 
 def test_masks_of_different_keys_have_nothing_in_common():
     size = 4096
-    keys = [Key(1), *split(Key(1), 3), Key(2), Key(1 + 2**32)]
+    keys = [Key(1), *split_key(Key(1), 3), Key(2), Key(1 + 2**32)]
     masks = np.array([keep_mask(np, key, (16, 256), 0.5).reshape(-1) for key in keys]) - 0.5
     correlations = 4 * masks @ masks.T / size
     assert np.abs(correlations - np.eye(len(keys))).max() <= 4.5 / math.sqrt(size)
 
 
 def test_evaluation_splits_into_evaluation():
-    assert split(None, 3) == (None, None, None)
+    assert split_key(None, 3) == (None, None, None)
