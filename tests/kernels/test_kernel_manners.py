@@ -243,6 +243,7 @@ STEP = {"mask": Mask(140, 0, 149)}
 DROPPED = {"mask": full_mask(150), "dropout": 0.3, "key": KEY}
 BIASED = {"mask": full_mask(150), "bias": some_bias((150, 150), "float32")}
 BIASED["bias"][7] = INVISIBLE
+ADDED_ROWS = "add_lanes_times_rows(place, stride, left, GROUP, lane, ROWS, rows, count, problem.width, ones)"
 MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
     "no rescaling": (
         *("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
@@ -250,7 +251,7 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
     ),
     "diagonal off by one": ("problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
     "hidden keys shown": (
-        *("forward", "if start + keys > least:", "if start + keys > least + KEYS:"),
+        *("forward", "start + keys > least", "start + keys > least + KEYS"),
         *(CAUSAL, "y"),
     ),
     "a tail not masked": (
@@ -264,11 +265,15 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
         *(CAUSAL, "dq"),
     ),
     "hidden keys shown in the backward": (
-        *("backward", "if start + rows > least:", "if start + rows > least + KEYS:"),
+        *("backward", "start + rows > least", "start + rows > least + KEYS"),
         *(CAUSAL, "dq"),
     ),
     "a query that sees passed over": (
-        *("backward", "left, GROUP, lane, ROWS,", "left, GROUP, lane + 1, ROWS,"),
+        *(
+            "backward",
+            ADDED_ROWS,
+            ADDED_ROWS.replace("lane,", "lane + 1,"),
+        ),
         *(CAUSAL, "dk"),
     ),
     "dropped of a neighbour": (
@@ -286,18 +291,24 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
         *("backward", "store(scores + place, where(keep, e, zero))", "store(scores + place, e)"),
         *(DROPPED, "dv"),
     ),
-    "bias in units of log 2": ("tiles", "fused(bias, unit,", "fused(bias, splat(1.0),", BIASED, "y"),
+    "bias in units of log 2": (
+        "tiles",
+        "fused(bias, unit, load(scores + offset))",
+        "fused(bias, splat(1.0), load(scores + offset))",
+        BIASED,
+        "y",
+    ),
     "invisible by bias shown": ("tiles", "where(bias <= invisible, hidden, score)", "score", BIASED, "y"),
     "one query: no rescaling": (
         *("one_query", "store(place, load(place) * rescale)", "store(place, load(place))"),
         *(STEP, "y", 1),
     ),
     "one query: padding shown": (
-        *("one_query", "    _hide_rest(scores, keys)\n", ""),
+        *("one_query", "_hide_rest(scores, keys)", "pass"),
         *(STEP, "y", 1),
     ),
     "one query: bias forgotten": (
-        *("one_query", "if problem.bias.address:", "if False:"),
+        *("one_query", "problem.bias.address", "False"),
         *(STEP | {"bias": some_bias((1, 150), "float32")}, "y", 1),
     ),
 }
@@ -305,7 +316,7 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
 
 @pytest.fixture
 def compile_changed(monkeypatch):
-    """Return a function that compiles the kernels with a text replaced in one of their files."""
+    """Return a function that compiles the kernels with a mistake in one of their files."""
     monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be kept
 
     def compile_changed(file, old, new):
@@ -316,7 +327,7 @@ def compile_changed(monkeypatch):
         for name in (*changeable, "attention"):
             source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
             if name == file:
-                source = mutated(source, source, old, new)
+                source = mutated(source, old, new)
             for other in changeable:
                 source = source.replace(f"minitransformer.kernels.cpu.{other} ", f"changed.{other} ")
             source = source.replace("from minitransformer.kernels.cpu import", "from changed import")

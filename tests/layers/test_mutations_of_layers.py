@@ -1,7 +1,6 @@
 """Planted mistakes in layers and models: compositions with something left out; see ``mutations``."""
 
 import inspect
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +22,21 @@ class Composition(NamedTuple):
     new: str
 
 
+SECOND_HALF = "norm2_backward(feed_forward_backward(dropout2_backward(dy)))"
+FIRST_HALF = "norm1_backward(attention_backward(dropout1_backward(dx)))"
+
 COMPOSITIONS = [
     Composition("Linear", "bias without owner", "_gradient(self.bias)", "None"),
     Composition("Linear", "weight without owner", "self.weight.gradient", "None"),
     Composition("LinearGelu exact", "weight without owner", "self.weight.gradient", "None"),
     Composition("Embedding", "table without owner", "self.table.gradient", "self.table.gradient.copy()"),
     Composition("LearnedPositions", "table without owner", "self.table.gradient", "None"),
-    Composition("SinusoidalPositions", "gradient stops", "(dy, saved)[0]", "(0 * dy, saved)[0]"),
+    Composition(
+        "SinusoidalPositions",
+        "gradient stops",
+        "dispatch.add_sinusoids_backward(dy, saved)[0]",
+        "dispatch.add_sinusoids_backward(0 * dy, saved)[0]",
+    ),
     Composition("LayerNorm", "bias without owner", "_gradient(self.bias)", "None"),
     Composition("AddLayerNorm", "gain without owner", "self.gain.gradient", "None"),
     Composition("AddLayerNorm", "residual forgotten", "return dx, dresidual", "return dx, 0 * dresidual"),
@@ -38,22 +45,51 @@ COMPOSITIONS = [
     Composition(
         "FeedForward relu",
         "activation forgotten",
-        "in reversed(backwards)",
-        "in reversed(backwards[:1] + backwards[2:])",
+        "reversed(backwards)",
+        "reversed(backwards[:1] + backwards[2:])",
     ),
-    Composition("SelfAttention", "dq and dk swapped", "side(dq, dk, dv)", "side(dk, dq, dv)"),
-    Composition("SelfAttention, groups", "dk and dv swapped", "side(dq, dk, dv)", "side(dq, dv, dk)"),
-    Composition("CrossAttention", "memory forgotten", "packed_backward(dp", "0 * packed_backward(dp"),
-    Composition("CrossAttention", "dk and dv swapped", "side(dk, dv)", "side(dv, dk)"),
-    Composition("PreNormBlock", "second residual forgotten", "dx = dy + norm2", "dx = norm2"),
-    Composition("PreNormBlock", "first residual forgotten", "return dx + norm1", "return norm1"),
     Composition(
-        "PreNormBlock", "first residual past the second half", "return dx + norm1", "return dy + norm1"
+        "SelfAttention",
+        "dq and dk swapped",
+        "heads_side_by_side(dq, dk, dv)",
+        "heads_side_by_side(dk, dq, dv)",
+    ),
+    Composition(
+        "SelfAttention, groups",
+        "dk and dv swapped",
+        "heads_side_by_side(dq, dk, dv)",
+        "heads_side_by_side(dq, dv, dk)",
+    ),
+    Composition(
+        "CrossAttention",
+        "memory forgotten",
+        "packed_backward(dpacked.reshape(packed_shape))",
+        "0 * packed_backward(dpacked.reshape(packed_shape))",
+    ),
+    Composition(
+        "CrossAttention", "dk and dv swapped", "heads_side_by_side(dk, dv)", "heads_side_by_side(dv, dk)"
+    ),
+    Composition(
+        "PreNormBlock", "second residual forgotten", f"dx = dy + {SECOND_HALF}", f"dx = {SECOND_HALF}"
+    ),
+    Composition("PreNormBlock", "first residual forgotten", f"dx + {FIRST_HALF}", FIRST_HALF),
+    Composition(
+        "PreNormBlock", "first residual past the second half", f"dx + {FIRST_HALF}", f"dy + {FIRST_HALF}"
     ),
     Composition("PreNormBlock, dropout", "first dropout forgotten", "dropout1_backward(dx)", "dx"),
     Composition("PreNormBlock, dropout", "second dropout forgotten", "dropout2_backward(dy)", "dy"),
-    Composition("PostNormBlock", "second residual forgotten", "dx = dx + feed", "dx = feed"),
-    Composition("PostNormBlock", "first residual forgotten", "return dx + attention", "return attention"),
+    Composition(
+        "PostNormBlock",
+        "second residual forgotten",
+        "dx + feed_forward_backward(dropout2_backward(dh))",
+        "feed_forward_backward(dropout2_backward(dh))",
+    ),
+    Composition(
+        "PostNormBlock",
+        "first residual forgotten",
+        "dx + attention_backward(dropout1_backward(dh))",
+        "attention_backward(dropout1_backward(dh))",
+    ),
     Composition("PostNormBlock exact, dropout", "dropout forgotten", "dropout1_backward(dh)", "dh"),
 ]
 
@@ -71,8 +107,7 @@ def plant(monkeypatch, owner, name, old, new):
     """Replace ``old`` in the source of the method ``owner.name``."""
     method = vars(owner)[name]
     module = inspect.getmodule(method)
-    source = inspect.getsource(method)
-    namespace = run(textwrap.dedent(mutated(source, source, old, new)), module, vars(module))
+    namespace = run(mutated(inspect.getsource(method), old, new), module, vars(module))
     monkeypatch.setattr(owner, name, namespace[name])
 
 
@@ -118,7 +153,13 @@ MODELS = [
     (check_logits, "tied gradient forgotten in the logits", "head", "table.gradient.T", "None"),
     (check_loss, "weight of the loss forgotten", "loss", 'weights["tokens"]', "1.0"),
     (check_loss, "gradient stops at the head", "loss", "hidden_backward(dh)", "pass"),
-    (check_loss, "embedding forgotten", "hidden", "embedding_backward(positions", "(positions"),
+    (
+        check_loss,
+        "embedding forgotten",
+        "hidden",
+        "embedding_backward(positions_backward(dropout_backward(dx)))",
+        "positions_backward(dropout_backward(dx))",
+    ),
     (
         check_loss,
         "positions forgotten",
@@ -127,7 +168,13 @@ MODELS = [
         "dropout_backward(dx)",
     ),
     (check_loss, "dropout of the embedding forgotten", "hidden", "dropout_backward(dx)", "dx"),
-    (check_loss, "blocks in the order of the forward", "hidden", "pop()(dx)", "pop(0)(dx)"),
+    (
+        check_loss,
+        "blocks in the order of the forward",
+        "hidden",
+        "block_backwards.pop()",
+        "block_backwards.pop(0)",
+    ),
     (check_loss, "gradient past the last norm", "hidden", "dx = norm_backward(dh)", "dx = dh"),
 ]
 

@@ -127,9 +127,14 @@ MISTAKES = [
         "backward(weights)",
         "backward({name: 1 / batch['counts'][name] / len(micro_batches) for name in weights})",
     ),
-    ("first batch counted alone", "of all", "for batch in micro_batches)", "for batch in micro_batches[:1])"),
+    (
+        "first batch counted alone",
+        "of all",
+        "(Counter(batch['counts']) for batch in micro_batches)",
+        "(Counter(batch['counts']) for batch in micro_batches[:1])",
+    ),
     ("last batch only", "gradient", "backward(weights)", "model.zero_gradients(); backward(weights)"),
-    ("last batch only", "loss", "totals[name] += float", "totals[name] = float"),
+    ("last batch only", "loss", "totals[name] += float(total)", "totals[name] = float(total)"),
     ("no norm", "of all", "float(global_norm(model))", "0.0"),
 ]
 
@@ -137,7 +142,7 @@ MISTAKES = [
 @named(MISTAKES)
 def test_a_mistake_in_accumulation_is_caught(row):
     *_, old, new = row
-    wrong = run(mutated(UPDATE_SOURCE, inspect.getsource(update), old, new), inspect.getmodule(update), {})
+    wrong = run(mutated(UPDATE_SOURCE, old, new, "update"), inspect.getmodule(update), {})
     with pytest.raises(AssertionError):
         check_accumulation(wrong["update"], sequences())
 
