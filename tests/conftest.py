@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import settings
-from processes import usual_signals
+
+pytest.register_assert_rewrite("common")  # a failing assertion there shows its values, too
 
 NEEDS_ORACLE = "needs the oracle extra"
 
@@ -31,6 +32,8 @@ def oracle(name):
 @pytest.fixture(scope="session", autouse=True)
 def signals_of_the_tests():
     """Let no signal be ignored by the tests, nor by what they start, because whoever started them does."""
+    from common.processes import usual_signals
+
     with usual_signals():
         yield
 

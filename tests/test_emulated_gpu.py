@@ -3,9 +3,9 @@
 import io
 import sys
 
-import emulated_cupy
 import numpy as np
 import pytest
+from common import emulated_cupy
 
 from minitransformer import functional, gradcheck, reference, trace
 from minitransformer.arrays import array_module, device_module, to_numpy

@@ -11,8 +11,8 @@ import typing
 
 import pytest
 import typer
-from processes import running
-from test_cli import SETTINGS, TEXT, command, minitransformer
+from common.command_line import SETTINGS, TEXT, command, minitransformer
+from common.processes import running
 
 from minitransformer.command import cli
 from minitransformer.errors import InputError

@@ -9,28 +9,13 @@ import sys
 import time
 
 import pytest
-from processes import running
+from common.command_line import SETTINGS, TEXT, command, minitransformer
+from common.processes import running
 
 from minitransformer import __version__
 from minitransformer.recipes import load_recipe
 
-TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
-SMALL = [
-    *("context_length=16", "width=16", "heads=2", "layers=1"),
-    *("max_steps=30", "eval_steps=10", "save_steps=10"),
-]
 TASK = ["--set", "max_steps=3", "--set", "layers=1"]
-SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "minitransformer", *map(str, arguments)]
-
-
-def minitransformer(*arguments, cwd=None, **settings):
-    return subprocess.run(
-        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **settings
-    )
 
 
 COMPILE = """

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from common.tiny_runs import tiny_trainer
 from rich.console import Console
-from tiny_runs import tiny_trainer
 
 from minitransformer.command import display
 from minitransformer.command.display import TerminalDisplay, described, in_words, suggestions

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from common.texts import LEARNED, SIZES, TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tokenizers import LEARNED, SIZES, TEXTS
 from tokenizers import (
     AddedToken,
     Regex,

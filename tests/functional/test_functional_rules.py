@@ -1,12 +1,11 @@
 """What all operations of ``minitransformer.functional`` have in common: types, ownership, messages."""
 
-import itertools
 import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
-from test_functional_gradients import CASES, SMALL_CASES, heads, names
+from common.operations import CASES, SMALL_CASES, check_adds, heads, names, transposed, upstream
 
 from minitransformer import functional
 from minitransformer.functional import Key, Mask, causal_mask, full_mask
@@ -20,11 +19,6 @@ in_every_case = pytest.mark.parametrize("case", SMALL_CASES, ids=names(SMALL_CAS
 
 def cast(arrays, dtype):
     return [None if array is None else array.astype(dtype) for array in arrays]
-
-
-def upstream(y, seed=1):
-    """Return a random gradient of ``y``, in its type."""
-    return np.asarray(np.random.default_rng(seed).normal(size=np.shape(y)), y.dtype)
 
 
 def forward_and_backward(case, arrays, **settings):
@@ -155,28 +149,6 @@ def test_nobody_writes_into_an_array_that_was_given(case, dtype):
         np.testing.assert_array_equal(one, other)
 
 
-def check_adds(case, backward=None):
-    """Fail unless ``backward`` adds its gradients into the arrays that own them, whatever their layout."""
-    backward = backward or case.backward
-    y, saved = case.forward(*case.arrays(), **case.settings)
-    dy = upstream(y)
-    gradients = backward(dy, saved)
-    # all have owners, then all but one; as they lie, then transposed
-    for number, layout in itertools.product(range(len(gradients) + 1), (np.ascontiguousarray, transposed)):
-        owners = [
-            None if gradient is None or place == number else layout(upstream(gradient))
-            for place, gradient in enumerate(gradients)
-        ]
-        before = [None if owner is None else owner.copy() for owner in owners]
-        returned = backward(dy, saved, add_to=tuple(owners))
-        for gradient, owner, old, new in zip(gradients, owners, before, returned, strict=True):
-            if owner is None:
-                np.testing.assert_array_equal(new, gradient)
-            else:
-                assert new is owner
-                np.testing.assert_allclose(new, old + gradient, rtol=1e-12, atol=1e-12)
-
-
 @in_every_case
 def test_add_to_adds_and_returns_the_owner(case):
     check_adds(case)
@@ -225,11 +197,6 @@ def test_the_gradient_of_a_large_table_is_never_a_temporary():
 
 
 # --- layouts
-
-
-def transposed(array):
-    """Return the same values, laid out in memory with the axes in reverse."""
-    return np.asfortranarray(array)
 
 
 def every_other_backwards(array):

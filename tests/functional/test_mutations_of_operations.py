@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from mutations import mutated, named, run
-from test_attention import check_visible
-from test_functional_gradients import SMALL_CASES
-from test_functional_rules import check_adds
+from common.masks import check_visible
+from common.mutations import mutated, named, run
+from common.operations import SMALL_CASES, check_adds
 
 from minitransformer import functional
 from minitransformer.functional import Mask

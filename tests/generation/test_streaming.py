@@ -1,9 +1,9 @@
 """One stream of text from the prompt's ids to the end: what comes in pieces is what is decoded at once."""
 
 import pytest
+from common.tiny_runs import tiny_model, tiny_trainer
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import tiny_model, tiny_trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minitransformer.data import character_tokenizer, train_tokenizer

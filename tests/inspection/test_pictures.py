@@ -2,9 +2,9 @@
 
 import sys
 
-import emulated_cupy
 import numpy as np
 import pytest
+from common import emulated_cupy
 from PIL import Image
 from scipy import ndimage
 from tokenizers import Tokenizer, decoders, models

@@ -6,9 +6,10 @@ import tracemalloc
 import numba
 import numpy as np
 import pytest
+from common.fused_attention import DEFINITION, FUSED, KEY, check, draw, some_bias, value_and_gradients
+from common.masks import masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import masks
 
 from minitransformer import dispatch, functional, reference
 from minitransformer.arrays import heads_side_by_side
@@ -16,54 +17,7 @@ from minitransformer.functional import Key, Mask, causal_mask, full_mask
 from minitransformer.functional.attention import AttentionSaved
 from minitransformer.kernels.cpu import attention as fused
 
-FLOOR = 8 * 2.0**-24  # at half of it, one problem in a thousand fails by chance
-KEY = Key(0x0123456789ABCDEF, 77)
 WIDTHS = [16, 32, 40, 64, 80, 128, 20, 5, 1]
-
-
-def draw(seed, batch, queries, keys, heads, groups, width):
-    """Return q, k, v and dy."""
-    random = np.random.default_rng(seed)
-    q, dy = random.standard_normal((2, batch, queries, heads, width), np.float32)
-    k, v = random.standard_normal((2, batch, keys, groups, width), np.float32)
-    return q, k, v, dy
-
-
-def value_and_gradients(pair, q, k, v, dy, **arguments):
-    """Return y, dq, dk, dv of a forward and its backward."""
-    forward, backward = pair
-    y, saved = forward(q, k, v, **arguments)
-    return y, *backward(dy, saved)
-
-
-DEFINITION = functional.attention, functional.attention_backward
-FUSED = fused.attention, fused.attention_backward
-
-
-def check(q, k, v, dy, pair=FUSED, **arguments):
-    """Fail if ``pair`` errs twice as much as the definition does in float32, or three times for gradients.
-
-    Beside that it may err as its formula rounds, where few keys are seen and the definition happens to be
-    exact: by the size of the result, and y by that of v, dv by that of dy, dq and dk by that of
-    dP − D = dy·v − dy·y, all times dropout's factor. A key that all look at sums dv from all the queries, one
-    after the other, which errs by the root of their number.
-    """
-    exact = value_and_gradients(DEFINITION, *(x.astype(np.float64) for x in (q, k, v, dy)), **arguments)
-    plain = value_and_gradients(DEFINITION, q, k, v, dy, **arguments)
-    ours = value_and_gradients(pair, q, k, v, dy, **arguments)
-    q_size, k_size, v_size, dy_size = (np.abs(x).max(initial=0) for x in (q, k, v, dy))
-    slope = np.sqrt(q.shape[3]) * dy_size * v_size * arguments.get("scale", 1 / np.sqrt(q.shape[3]))
-    factor = 1 / (1 - arguments.get("dropout", 0))
-    together = np.sqrt(q.shape[1] * q.shape[2] / k.shape[2])
-    sizes = (factor * size for size in (v_size, slope * k_size, slope * q_size, together * dy_size))
-    for name, times, best, theirs, mine, size in zip(
-        ("y", "dq", "dk", "dv"), (2, 3, 3, 3), exact, plain, ours, sizes, strict=True
-    ):
-        assert mine.dtype == np.float32 and mine.shape == best.shape
-        error, allowed = (np.abs(x - best).max(initial=0) for x in (mine, theirs))
-        floor = FLOOR * max(size, np.abs(best).max(initial=0))
-        assert error <= times * allowed + floor, f"{name}: {error:.2e}, definition {allowed:.2e}"
-    return ours
 
 
 @st.composite
@@ -86,14 +40,6 @@ def problems(draw_from):
         arguments["bias"] = bias_shape[draw_from(st.integers(0, 3)) :], dtype
     layout = draw_from(st.sampled_from(["plain", "packed", "transposed", "reversed", "wide"]))
     return draw_from(st.integers(0, 2**32)), shape, layout, arguments
-
-
-def some_bias(shape, dtype):
-    """Return a bias with invisible entries."""
-    random = np.random.default_rng(len(shape))
-    bias = random.standard_normal(shape).astype(dtype)
-    invisible = -np.inf if bias.dtype == np.float16 else -1e31
-    return np.where(random.random(shape) < 0.2, bias.dtype.type(invisible), bias)
 
 
 def laid_out(x, layout):

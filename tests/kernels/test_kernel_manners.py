@@ -10,8 +10,8 @@ from pathlib import Path
 import llvmlite.binding
 import numba
 import pytest
-from mutations import mutated
-from test_kernel_attention import KEY, check, draw, some_bias
+from common.fused_attention import KEY, check, draw, some_bias
+from common.mutations import mutated
 
 from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
@@ -147,7 +147,7 @@ def missing(name):
     return version(name)
 importlib.metadata.version = missing
 from minitransformer import dispatch
-    from minitransformer.command import info
+from minitransformer.command import info
 """
     printed, _ = run(code + FORWARD + "print(dispatch.misses['attention'], info.information()['kernels'])")
     assert "1 none: Numba is missing" in printed
@@ -199,7 +199,7 @@ def narrower_processors():
 @pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
 def test_narrower_vectors(processor, width):
     code = """
-from test_kernel_attention import KEY, Mask, check, draw, some_bias
+from common.fused_attention import KEY, Mask, check, draw, some_bias
 from minitransformer.kernels.cpu.vectors import WIDTH
 for width in (16, 20, 5):
     for mask in (Mask(70, 0, 3), Mask(80, 80, 0)):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import test_layers
-from mutations import mutated, named, run
+from common.layer_table import LAYERS, check
+from common.mutations import mutated, named, run
 
 from minitransformer import layers, models
 from minitransformer.functional import Key
@@ -14,7 +14,7 @@ from minitransformer.gradcheck import GradientError, check_layer, check_model
 
 
 class Composition(NamedTuple):
-    """A mistake in a layer's ``__call__``, and the row of ``test_layers.LAYERS`` that shows it."""
+    """A mistake in a layer's ``__call__``, and the row of ``LAYERS`` that shows it."""
 
     row: str
     mistake: str
@@ -96,11 +96,11 @@ COMPOSITIONS = [
 
 @named(COMPOSITIONS)
 def test_a_mistake_in_a_layer_is_caught(row, monkeypatch):
-    layer = type(test_layers.LAYERS[row.row][0])
-    test_layers.check(row.row)
+    layer = type(LAYERS[row.row][0])
+    check(row.row)
     plant(monkeypatch, layer, "__call__", row.old, row.new)
     with pytest.raises(GradientError):
-        test_layers.check(row.row)
+        check(row.row)
 
 
 def plant(monkeypatch, owner, name, old, new):
@@ -126,7 +126,7 @@ ANOTHER_KEY = "{**settings, 'key': settings['key']._replace(stream=8)}"
 def test_a_mistake_in_recomputation_is_caught(old, new, monkeypatch):
     plant(monkeypatch, type(layers.recompute(layers.Relu())), "__call__", old, new)
     with pytest.raises(GradientError):
-        test_layers.check("recomputation, dropout")
+        check("recomputation, dropout")
 
 
 SMALL_GPT = models.GPTConfig(
@@ -196,4 +196,4 @@ def test_every_layer_has_a_mistake():
     known = {
         value for value in vars(layers).values() if isinstance(value, type) and value is not layers.Cache
     }
-    assert known == {type(test_layers.LAYERS[row.row][0]) for row in COMPOSITIONS}
+    assert known == {type(LAYERS[row.row][0]) for row in COMPOSITIONS}

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from tiny_runs import sequences, tiny_model, windows
+from common.tiny_runs import sequences, tiny_model, windows
 
 from minitransformer import errors, layers
 from minitransformer.data import character_tokenizer

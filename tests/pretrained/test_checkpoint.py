@@ -5,22 +5,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from common.model_folders import IDS, change_config, change_tensors, random_model
 from safetensors.numpy import load_file, save_file
 
 from minitransformer.errors import InputError
-from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
 
 RANDOM = np.random.default_rng(0)
-IDS = RANDOM.integers(0, 13, (2, 8))
-
-
-def random_model(**changes):
-    settings = {"vocabulary_size": 13, "context_length": 8, "layers": 2, "heads": 2, "width": 8}
-    model = GPT(GPTConfig(**settings | changes)).build(seed=1)
-    for parameter in model.parameters().values():
-        parameter.value[...] += RANDOM.normal(0, 0.3, parameter.shape)
-    return model
 
 
 SHAPES = [
@@ -103,18 +94,6 @@ def test_other_float_types_load(tmp_path, dtype):
 def saved(tmp_path):
     save_model(random_model(bias=False), tmp_path)
     return tmp_path
-
-
-def change_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def change_tensors(folder, change):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])

@@ -5,8 +5,8 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from common.model_folders import IDS, change_config, change_tensors, random_model
 from safetensors.numpy import load_file, save_file
-from test_checkpoint import IDS, change_config, change_tensors, random_model
 
 from minitransformer.errors import InputError
 from minitransformer.pretrained.model_folder import assign, load_model, save_model

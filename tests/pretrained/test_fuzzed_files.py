@@ -15,8 +15,8 @@ from itertools import count
 import ml_dtypes
 import numpy as np
 import pytest
+from common.tiny_runs import assert_same_end, names, tiny_trainer
 from safetensors.numpy import load, load_file, save, save_file
-from tiny_runs import assert_same_end, names, tiny_trainer
 
 from minitransformer.errors import InputError
 from minitransformer.pretrained.model_folder import load_model

@@ -1,7 +1,7 @@
 """The cost of a recipe on a machine that is free, and on one that is busy, by a clock that the tests turn."""
 
 import pytest
-from tiny_runs import tiny_model
+from common.tiny_runs import tiny_model
 
 from minitransformer import reference
 from minitransformer.command import cli

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import assert_same_end, metrics, names
+from common.tiny_runs import assert_same_end, metrics, names
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minitransformer.data import encode, load_tokenizer

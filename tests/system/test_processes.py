@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import running
+from common.processes import running
 
 HERE = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and groups of processes are POSIX's")
@@ -36,7 +36,7 @@ WAITING = """
 import sys
 import time
 
-from processes import running
+from common.processes import running
 
 FORKS = "import os, time; print(os.getpid(), os.fork() or os.getpid(), flush=True); time.sleep(600)"
 
@@ -104,6 +104,16 @@ def test_no_test_starts_what_may_run_for_ever():
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
                 limited = any(keyword.arg == "timeout" for keyword in node.keywords)
                 assert limited or path.name == "processes.py", f"{path.name}, line {node.lineno}"
+
+
+def test_no_test_needs_another():
+    """Every test file runs alone: what two of them need is in ``common``."""
+    for path in HERE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not name.split(".")[-1].startswith("test_"), f"{path.name}, line {node.lineno}"
 
 
 def two_numbers(path):

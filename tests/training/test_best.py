@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import assert_same_end, metrics, names, tiny_trainer, windows
+from common.tiny_runs import assert_same_end, metrics, names, tiny_trainer, windows
 
 from minitransformer.errors import InputError
 from minitransformer.evaluation import scores

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from tiny_runs import (
+from common.tiny_runs import (
     LENGTH,
     VOCABULARY,
     assert_same_end,

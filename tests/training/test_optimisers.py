@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mutations import mutated, named, run
+from common.mutations import mutated, named, run
 
 from minitransformer.errors import InputError
 from minitransformer.parameters import Layer, Parameter

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killed_runs import trainer_of
-from processes import running
-from tiny_runs import (
+from common.killed_runs import trainer_of
+from common.processes import running
+from common.tiny_runs import (
     assert_same_end,
     metrics,
     names,
@@ -181,7 +181,8 @@ def test_the_trainer_that_was_signalled_can_go_on_itself(tmp_path, uninterrupted
 def test_a_run_that_was_killed_again_and_again_ends_the_same(tmp_path, kind, kills):
     """At random instants, most of them within the writing of a checkpoint."""
     with running(
-        [sys.executable, Path(__file__).parents[1] / "killed_runs.py", kind, tmp_path, str(kills)],
+        [sys.executable, "-m", "common.killed_runs", kind, tmp_path, str(kills)],
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import (
+from common.tiny_runs import (
     LENGTH,
     VOCABULARY,
     assert_same_end,
@@ -527,7 +527,7 @@ LARGE_RUN = """
 import sys
 from pathlib import Path
 
-from tiny_runs import tiny_trainer
+from common.tiny_runs import tiny_trainer
 from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.token_file import open_tokens
 from minitransformer.training import Callback

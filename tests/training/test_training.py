@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from mutations import mutated, named, run
-from tiny_runs import sequences, tiny_model, windows
+from common.mutations import mutated, named, run
+from common.tiny_runs import sequences, tiny_model, windows
 
 from minitransformer.data.datasets import TokenWindows
 from minitransformer.errors import DivergedError, InputError

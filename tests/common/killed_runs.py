@@ -14,8 +14,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from tiny_runs import saved_steps, sequences, tiny_trainer, windows
-
+from common.tiny_runs import saved_steps, sequences, tiny_trainer, windows
 from minitransformer import reference
 from minitransformer.training import Callback
 
