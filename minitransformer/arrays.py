@@ -64,27 +64,6 @@ def to_numpy(array):
     return array if array_module(array) is np else array.get()
 
 
-def heads_side_by_side(*parts):
-    """Return ``parts``, each (B, T, heads, K), concatenated by heads; no copy if they already lie so.
-
-    A kernel writes the gradients of a packed projection as parts of one array.
-    """
-    xp = array_module(parts[0])
-    whole = parts[0].base if xp is np else None
-    if isinstance(whole, np.ndarray) and whole.ndim == 4:
-        start = 0
-        for part in parts:
-            expected = whole[:, :, start : start + part.shape[2]]
-            same_place = part.ctypes.data == expected.ctypes.data and part.strides == expected.strides
-            if part.base is not whole or part.shape != expected.shape or not same_place:
-                break
-            start += part.shape[2]
-        else:
-            if start == whole.shape[2]:
-                return whole
-    return xp.concatenate(parts, axis=2)
-
-
 def aligned_zeros(xp, size, dtype):
     """Return ``size`` zeros of ``dtype`` in one dimension, their first byte on a 64-byte boundary."""
     itemsize = np.dtype(dtype).itemsize

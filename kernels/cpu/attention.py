@@ -6,6 +6,7 @@ what others keep as one logsumexp; kept apart they are exact where scores are la
 probabilities again, and dropout's mask too, which is the definition's own bit for bit.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -94,12 +95,16 @@ def _attend_one_query(saved):
 
 
 @backward
-def attention_backward(dy, saved):
-    """Return ``dq, dk, dv``: views of one array if q, k and v were."""
+def attention_backward(dy, saved, *, add_to=None):
+    """Return ``dq, dk, dv``.
+
+    They are accumulated straight in the arrays of ``add_to`` where these are float32 views whose rows are
+    contiguous and that share no memory, as the parts of a packed projection's gradient are.
+    """
     check_gradient(dy, saved.q)
     if not usable():
         return _backward_of_definition(dy, saved)
-    dq, dk, dv = _zeros_like(saved.q, saved.k, saved.v)
+    dq, dk, dv = _accumulators((saved.q, saved.k, saved.v), add_to or (None, None, None))
     if dq.size and dk.size:
         dy = _with_contiguous_rows(dy)
         batch, queries, _, width = dq.shape
@@ -118,8 +123,9 @@ def attention_backward(dy, saved):
         scratch = backward_pass.scratch_floats(width, tile)
         run(backward_pass.attention_backward, problem, scratch, min(workers, splits * tasks))
         if splits > 1:
-            dks.sum(axis=0, out=dk)
-            dvs.sum(axis=0, out=dv)
+            for dk_part, dv_part in zip(dks, dvs, strict=True):
+                dk += dk_part
+                dv += dv_part
     return dq, dk, dv
 
 
@@ -207,21 +213,27 @@ def _whole_bias(bias, shape):
     return np.broadcast_to(_with_contiguous_rows(bias), shape)
 
 
-def _zeros_like(q, k, v):
-    """Return zeros for three gradients: views of one (B, T, H + 2G, K) array if q, k and v are such views."""
-    step = q.itemsize * q.shape[3]
-    ends = [_address(array) + array.shape[2] * step for array in (q, k)]
-    packed = (
-        q.shape[:2] == k.shape[:2]
-        and q.strides[:2] == k.strides[:2] == v.strides[:2]
-        and ends == [_address(k), _address(v)]
-        and q.strides[2] == k.strides[2] == v.strides[2] == step
+def _accumulators(arrays, add_to):
+    """Return the arrays that gradients are added to: those of ``add_to`` that the kernel can use, or zeros.
+
+    Two threads may write to dq and dk at the same time, so arrays that overlap are left to the caller's sum.
+    """
+    owners = [array for array in add_to if array is not None]
+    overlap = any(np.shares_memory(one, other) for one, other in itertools.combinations(owners, 2))
+    return [
+        owner if not overlap and _is_usable(owner, array) else np.zeros(array.shape, array.dtype)
+        for array, owner in zip(arrays, add_to, strict=True)
+    ]
+
+
+def _is_usable(owner, array):
+    """Return whether the kernel can add the gradient of ``array`` to ``owner``."""
+    return (
+        isinstance(owner, np.ndarray)
+        and (owner.dtype, owner.shape) == (array.dtype, array.shape)
+        and owner.strides[-1] == owner.itemsize
+        and owner.flags.writeable
     )
-    if not packed:
-        return tuple(np.zeros(array.shape, array.dtype) for array in (q, k, v))
-    heads, groups = q.shape[2], k.shape[2]
-    whole = np.zeros((*q.shape[:2], heads + 2 * groups, q.shape[3]), q.dtype)
-    return whole[:, :, :heads], whole[:, :, heads : heads + groups], whole[:, :, heads + groups :]
 
 
 def _backward_of_definition(dy, saved):

@@ -85,7 +85,7 @@ def _places_of_group(kept, width):
 
 @kernel(PROBLEM, seconds=8)
 def attention_backward(problems, worker):
-    """Compute dq, and add to dk and dv, of which there are ``splits`` copies, ``split_bytes`` apart.
+    """Add to dq, and to dk and dv, of which there are ``splits`` copies, ``split_bytes`` apart.
 
     A task is a key/value head and its share of the tiles of queries: no two tasks add to one place, so the
     result does not depend on who works when.
@@ -110,7 +110,7 @@ def attention_backward(problems, worker):
 
 @inlined
 def _differentiate(problem, b, h, g, first, end, split, scratch):
-    """Compute dq of the queries ``first`` … ``end`` − 1, and add what they give to dk and dv."""
+    """Add to dq of the queries ``first`` … ``end`` − 1, and to dk and dv what these queries contribute."""
     width, stride = problem.width, 4 * padded(problem.width)
     _, _, _, k, v, dk_here, dv_here, ones, groups = _places_of_block(scratch, width)
     step = _places_of_group(0, width)[-1]
@@ -191,11 +191,11 @@ def _differentiate_block(problem, b, h, i, count, start, kept, scratch):
 
 @inlined
 def _finish(problem, b, h, i, count, kept):
-    """Write ``dq`` of ``count`` queries."""
-    _, _, dq, _, _, _, factors, _, _ = _places_of_group(kept, problem.width)
-    fill(factors, GROUP, problem.scale)
-    scale_lanes(dq, problem.width, GROUP, factors)
-    transpose_out(row_of(problem.dq, b, i, h), problem.dq.time, count, problem.width, dq, GROUP)
+    """Add to ``dq`` of ``count`` queries, by way of the memory that held their q in rows."""
+    width, stride = problem.width, 4 * padded(problem.width)
+    _, _, dq, rows, _, _, _, _, _ = _places_of_group(kept, width)
+    transpose_out(rows, stride, GROUP, padded(width), dq, GROUP)
+    add_rows(row_of(problem.dq, b, i, h), problem.dq.time, rows, stride, count, width, problem.scale)
 
 
 @inlined

@@ -1,7 +1,7 @@
 """Multi-head attention with its projections (Vaswani et al., arXiv 1706.03762, section 3.2.2)."""
 
 from minitransformer import dispatch
-from minitransformer.arrays import heads_side_by_side
+from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
 from minitransformer.layers.basic import Linear
 from minitransformer.parameters import Layer
@@ -41,9 +41,9 @@ class SelfAttention(Layer):
 
         def backward(dy):
             dheads = output_backward(dy).reshape(q_shape)
-            dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
-            dpacked = heads_side_by_side(dq, dk, dv)
-            return packed_backward(dpacked.reshape(packed_shape))
+            dpacked = array_module(dheads).zeros(packed_shape, dheads.dtype)
+            dispatch.attention_backward(dheads, attention_saved, add_to=self._split(dpacked))
+            return packed_backward(dpacked)
 
         return y, backward
 
@@ -75,19 +75,24 @@ class CrossAttention(Layer):
         queries, query_backward = self.query(x)
         packed, packed_backward = self.key_value(memory)
         q = queries.reshape(*x.shape[:2], self.heads, self.head_width)
-        parts = packed.reshape(*memory.shape[:2], 2 * self.heads, self.head_width)
-        k, v = parts[:, :, : self.heads], parts[:, :, self.heads :]
+        k, v = self._split(packed)
         heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
         y, output_backward = self.output(heads.reshape(x.shape))
         x_shape, q_shape, packed_shape = x.shape, q.shape, packed.shape
 
         def backward(dy):
             dheads = output_backward(dy).reshape(q_shape)
-            dq, dk, dv = dispatch.attention_backward(dheads, attention_saved)
-            dpacked = heads_side_by_side(dk, dv)
-            return query_backward(dq.reshape(x_shape)), packed_backward(dpacked.reshape(packed_shape))
+            dpacked = array_module(dheads).zeros(packed_shape, dheads.dtype)
+            add_to = None, *self._split(dpacked)
+            dq, _, _ = dispatch.attention_backward(dheads, attention_saved, add_to=add_to)
+            return query_backward(dq.reshape(x_shape)), packed_backward(dpacked)
 
         return y, backward
+
+    def _split(self, packed):
+        """View (B, T, 2 H K) as k, v (B, T, H, K)."""
+        parts = packed.reshape(*packed.shape[:2], 2 * self.heads, self.head_width)
+        return parts[:, :, : self.heads], parts[:, :, self.heads :]
 
 
 def head_width(width, heads, key_value_heads):

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitransformer import dispatch, functional, reference
-from minitransformer.arrays import heads_side_by_side
 from minitransformer.functional import Key, Mask, causal_mask, full_mask
 from minitransformer.functional.attention import AttentionSaved
 from minitransformer.kernels.cpu import attention as fused
@@ -138,36 +137,70 @@ def test_dropout_drops_what_the_definition_drops(key):
     np.testing.assert_array_equal(y.transpose(0, 2, 1, 3) != 0, kept)
 
 
-def test_gradients_of_a_packed_projection_are_packed():
-    q, k, v, dy = draw(4, 2, 9, 9, 4, 4, 16)
-    packed = np.concatenate((q, k[:, :, :2], v[:, :, :2]), axis=2)
-    parts = packed[:, :, :4], packed[:, :, 4:6], packed[:, :, 6:]
-    _, dq, dk, dv = check(*parts, dy, mask=causal_mask(9))
-    assert dq.base is not None and dq.base is dk.base is dv.base
-    assert dq.base.shape == packed.shape
-    assert heads_side_by_side(dq, dk, dv) is dq.base
+def parts_of_ones(layout, *arrays):
+    """Return ones of the shapes of ``arrays``: views of one array, concatenated by heads."""
+    whole = np.ones((*arrays[0].shape[:2], sum(x.shape[2] for x in arrays), arrays[0].shape[3]), np.float32)
+    if layout == "transposed":
+        whole = np.ascontiguousarray(whole.T).T
+    if layout == "reversed":
+        whole = whole[::-1, ::-1, ::-1]
+    return np.split(whole, np.cumsum([x.shape[2] for x in arrays])[:-1], axis=2)
 
 
-def test_parts_that_do_not_lie_side_by_side_are_copied():
-    whole = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).copy()
-    a, b = whole[:, :, :1], whole[:, :, 1:]
-    assert heads_side_by_side(a, b) is whole
-    for parts in ((b, a), (a, a), (b,), (a, b[:, ::-1]), (a, b.copy()), (whole, a), (a[:, :1], b[:, :1])):
-        joined = heads_side_by_side(*parts)
-        assert joined is not whole
-        np.testing.assert_array_equal(joined, np.concatenate(parts, axis=2))
+@pytest.mark.parametrize("layout", ["packed", "transposed", "reversed"])
+@pytest.mark.parametrize("width", [16, 20, 5])
+@pytest.mark.parametrize("queries", [1, 150])
+def test_gradients_are_added_to_views(queries, width, layout, monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)  # several workers share a head's queries
+    q, k, v, dy = draw(4, 1, queries, 150, 2, 1, width)
+    between = k[:, :queries]  # a head that no gradient belongs to
+    _, saved = fused.attention(q, k, v, mask=Mask(150, 70, 3))
+    plain = fused.attention_backward(dy, saved)
+    dq, untouched = parts_of_ones(layout, q, between)
+    dk, between_keys, dv = parts_of_ones(layout, k, k, v)
+    gradients = fused.attention_backward(dy, saved, add_to=(dq, dk, dv))
+    for gradient, owner, alone in zip(gradients, (dq, dk, dv), plain, strict=True):
+        assert gradient is owner
+        np.testing.assert_allclose(owner, alone + 1, rtol=1e-6, atol=1e-6)
+    assert (untouched == 1).all() and (between_keys == 1).all()
 
 
-def test_gradients_are_added_where_asked():
+def test_gradients_are_added_where_the_kernel_cannot_write():
     q, k, v, dy = draw(5, 1, 9, 9, 2, 2, 16)
     _, saved = fused.attention(q, k, v, mask=causal_mask(9))
     plain = fused.attention_backward(dy, saved)
-    owners = tuple(np.ones_like(x) for x in (q, k, v))
-    for owner, added, gradient in zip(
-        owners, fused.attention_backward(dy, saved, add_to=owners), plain, strict=True
-    ):
-        assert added is owner
-        np.testing.assert_array_equal(added, gradient + 1)
+    owners = np.ones(q.shape), None, np.ones_like(v, np.float16)
+    dq, dk, dv = fused.attention_backward(dy, saved, add_to=owners)
+    assert dq is owners[0] and dv is owners[2]
+    for gradient, expected in ((dq, plain[0] + 1), (dk, plain[1]), (dv, plain[2] + 1)):
+        np.testing.assert_allclose(gradient, expected, rtol=2e-3)
+    read_only = np.broadcast_to(np.float32(1), q.shape)
+    for wrong in (read_only, np.ones(q.shape[1:], np.float32)):
+        with pytest.raises(ValueError, match=r"read-only|broadcast"):
+            fused.attention_backward(dy, saved, add_to=(wrong, None, None))
+
+
+def test_gradients_may_share_one_array(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+    q, k, v, dy = draw(5, 1, 150, 150, 2, 2, 16)
+    _, saved = fused.attention(q, k, v, mask=causal_mask(150))
+    plain = fused.attention_backward(dy, saved)
+    total = np.zeros_like(q)
+    for gradient in fused.attention_backward(dy, saved, add_to=(total, total[:], total)):
+        assert np.shares_memory(gradient, total)
+    np.testing.assert_allclose(total, sum(plain), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_need_no_memory_where_they_are_added():
+    q, k, v, dy = draw(6, 1, 1024, 1024, 16, 16, 32)
+    _, saved = fused.attention(q, k, v, mask=Mask(1024, 0, -960))  # little is visible, to be fast
+    parts = parts_of_ones("packed", q, k, v)
+    fused.attention_backward(dy, saved, add_to=parts)
+    tracemalloc.start()
+    fused.attention_backward(dy, saved, add_to=parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < q.nbytes
 
 
 def test_read_only_arrays_are_fine():
