@@ -77,8 +77,7 @@ def _attend(saved):
     batch, queries, heads, width = saved.q.shape
     workers = _workers(saved, batch * heads * -(-queries // PAIR))
     tile = _tile(queries, batch * heads, workers, PAIR, forward_pass.QUERIES)
-    problem = _problem(saved)
-    problem["tile"] = tile
+    problem = _problem(saved, tile=tile)
     run(forward_pass.attention_forward, problem, forward_pass.scratch_floats(width, tile), workers)
 
 
@@ -89,8 +88,7 @@ def _attend_one_query(saved):
     batch, _, heads, width = saved.q.shape
     groups = saved.k.shape[2]
     workers = _workers(saved, batch * groups, cost=8)  # of reading memory
-    problem = _problem(saved)
-    problem["splits"] = _splits(batch, groups, workers)
+    problem = _problem(saved, splits=_splits(batch, groups, workers))
     run(one_query.attention_of_one_query, problem, one_query.scratch_floats(heads, width), workers)
 
 
@@ -116,10 +114,9 @@ def attention_backward(dy, saved, *, add_to=None):
         if saved.largest is None:  # tiles round a little otherwise than what computed the one query did
             saved = _with_statistics(saved._replace(y=np.empty_like(saved.y)))
             _attend(saved)
-        problem = _problem(saved)
-        for name, array in {"dy": dy, "dq": dq, "dk": dks[0], "dv": dvs[0]}.items():
-            problem[name] = _place(array)
-        problem["tile"], problem["splits"], problem["split_bytes"] = tile, splits, dks.strides[0]
+        gradients = {"dy": dy, "dq": dq, "dk": dks[0], "dv": dvs[0]}
+        places = {name: _place(array) for name, array in gradients.items()}
+        problem = _problem(saved, **places, tile=tile, splits=splits, split_bytes=dks.strides[0])
         scratch = backward_pass.scratch_floats(width, tile)
         run(backward_pass.attention_backward, problem, scratch, min(workers, splits * tasks))
         if splits > 1:
@@ -158,28 +155,39 @@ def _splits(tasks, tiles, workers):
     return min(workers, tiles)
 
 
-def _problem(saved):
-    """Return the record ``PROBLEM`` that describes a call."""
+def _problem(saved, **fields):
+    """Return the record ``PROBLEM`` that describes a call, with ``fields`` that depend on the pass."""
     batch, queries, heads, width = saved.q.shape
     keys, groups = saved.k.shape[1:3]
+    kv_len, prefix_len, offset = (_address(part) for part in saved.mask)
     key = saved.key or Key(0)
-    nowhere = 0, 0, 0, 0
+    if saved.bias is not None:
+        fields["bias"] = _place(saved.bias.transpose(0, 2, 1, 3))
+    if saved.largest is not None:
+        fields |= {"largest": _address(saved.largest), "peak": _address(saved.peak)}
+        fields["room"] = saved.largest.shape[2]
     return record_of(
-        *(number for array in (saved.q, saved.k, saved.v, saved.y) for number in _place(array)),
-        *nowhere * 4,  # dy, dq, dk, dv
-        *(nowhere if saved.bias is None else _place(saved.bias.transpose(0, 2, 1, 3))),
-        *(batch, queries, keys, heads, groups, width),
-        *(_address(part) for part in saved.mask),
-        *(saved.scale, 1 / (1 - saved.dropout), min(WORD, round(saved.dropout * 2**32))),
-        *(key.seed & WORD, key.seed >> 32 & WORD, key.stream),
-        *((0, 0, 0) if saved.largest is None else _places_of_statistics(saved)),
-        *(0, 1, 0),  # tile, splits
-        *(0, 0, 0),  # what ``run`` fills in
+        q=_place(saved.q),
+        k=_place(saved.k),
+        v=_place(saved.v),
+        y=_place(saved.y),
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        heads=heads,
+        groups=groups,
+        width=width,
+        kv_len=kv_len,
+        prefix_len=prefix_len,
+        offset=offset,
+        scale=saved.scale,
+        keep_scale=1 / (1 - saved.dropout),
+        threshold=min(WORD, round(saved.dropout * 2**32)),
+        key0=key.seed & WORD,
+        key1=key.seed >> 32 & WORD,
+        stream=key.stream,
+        **fields,
     )
-
-
-def _places_of_statistics(saved):
-    return _address(saved.largest), _address(saved.peak), saved.largest.shape[2]
 
 
 def _address(array):

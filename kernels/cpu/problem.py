@@ -32,14 +32,32 @@ PROBLEM = np.dtype(
         ("work", WORK),
     ]
 )
-"""All that a pass must know; Numba reads it where it lies."""
-
-_FORMAT = "45q2d13q"
+"""All that a pass must know; Numba reads it in place."""
 
 
-def record_of(*numbers):
-    """Return a ``PROBLEM`` of all its numbers, in order: much faster than NumPy sets as many fields."""
-    return np.frombuffer(bytearray(struct.pack(_FORMAT, *numbers)), PROBLEM)
+def _format_of(dtype):
+    """Return the format by which ``struct`` packs the numbers of ``dtype``."""
+    if dtype.names is None:
+        return {"i": "q", "f": "d"}[dtype.kind]
+    return "".join(_format_of(dtype[name]) for name in dtype.names)
+
+
+_PACKED = struct.Struct("=" + _format_of(PROBLEM))
+_ZEROS = {name: (0,) * len(_format_of(PROBLEM[name])) for name in PROBLEM.names}
+
+
+def record_of(**fields):
+    """Return a ``PROBLEM`` with ``fields``, numbers or tuples of them; what is not given is 0.
+
+    Packing all numbers at once is much faster than setting as many fields of a NumPy record.
+    """
+    values = _ZEROS | fields  # in the order of PROBLEM
+    if len(values) > len(_ZEROS):
+        raise TypeError(f"PROBLEM has no field {', '.join(fields.keys() - _ZEROS.keys())}")
+    numbers = []
+    for value in values.values():
+        numbers.extend(value if isinstance(value, tuple) else (value,))
+    return np.frombuffer(bytearray(_PACKED.pack(*numbers)), PROBLEM)
 
 
 @inlined
