@@ -8,7 +8,6 @@ in the file of the function itself, not in the files that this one calls.
 import contextlib
 import functools
 import hashlib
-import importlib
 import pickle
 import shutil
 import sys
@@ -30,7 +29,6 @@ OPTIONS = {
     "fastmath": {"contract"},  # a·b + c may round once; infinities stay infinities
     "boundscheck": False,
 }
-MODULES_WITH_CONSTANTS = "minitransformer.functional.attention", "minitransformer.functional.philox"
 DAMAGED = (  # what reading a damaged pickle may raise
     pickle.UnpicklingError,
     AttributeError,
@@ -159,11 +157,17 @@ def cache_folder():
     return named if named is not None and files.is_writable(named) else files.cache_folder(name)
 
 
+def sources():
+    """Return every file that compiled code may depend on: the kernels and all that they import."""
+    package = Path(files.__file__).parents[1]
+    folders = Path(__file__).parent, package / "functional"
+    modules = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    return modules + [package / name for name in ("arrays.py", "errors.py", "system/files.py")]
+
+
 @functools.cache  # a later edit is not what this process has loaded
 def _digest():
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    sources += [Path(importlib.import_module(name).__file__) for name in MODULES_WITH_CONSTANTS]
-    parts = [source.read_bytes() for source in sources]
+    parts = [source.read_bytes() for source in sources()]
     codegen = numba.core.registry.cpu_target.target_context.codegen()
     parts.append(repr((numba.__version__, llvmlite.__version__, codegen.magic_tuple())).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
