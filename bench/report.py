@@ -1,11 +1,12 @@
 """What a benchmark says: progress while it runs, a table at its end, and JSON beside it."""
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from bench.machine import machine
 from minitransformer.system.files import write_json
+from minitransformer.system.progress import progress_bar
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 SIZES = ("B", "T", "D", "H", "K", "F", "V")
@@ -16,8 +17,7 @@ def progress():
     """Return a bar on standard error; where that is no terminal, only what is printed above it is seen."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     description = TextColumn("{task.description}", table_column=Column(overflow="fold"))
-    columns = BarColumn(bar_width=20), TimeRemainingColumn(), description
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return progress_bar(console, BarColumn(bar_width=20), TimeRemainingColumn(), description)
 
 
 def print_table(results):

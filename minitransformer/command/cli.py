@@ -1,6 +1,5 @@
 """The command line: ``minitransformer train | generate | evaluate | …``; ``--help`` names every command."""
 
-import contextlib
 import enum
 import json
 import shlex
@@ -11,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import minitransformer
 from minitransformer.command.console import SIGNALLED, checked_text, checked_texts, run
@@ -33,6 +31,7 @@ from minitransformer.recipes.cost import BUSY, estimate_cost
 from minitransformer.recipes.run import resumed_recipe, train_recipe
 from minitransformer.system.files import new_folder
 from minitransformer.system.memory import reuse_freed_memory
+from minitransformer.system.progress import show_progress
 from minitransformer.system.terminal import fitted, span
 from minitransformer.training.checkpoints import last_checkpoint, model_folder
 
@@ -224,7 +223,7 @@ def evaluate(
     if not isinstance(source, Text):
         print(json.dumps(_score_task(model, tokenizer, source), indent=2))
         return
-    with _progress("making tokens") as advance:
+    with show_progress("making tokens", Console(stderr=True)) as advance:
         tokens = token_file(source, tokenizer, advance)
     print(json.dumps({**_score_text(model, tokenizer, tokens, source), "text": part}, indent=2))
 
@@ -324,12 +323,12 @@ def _load(folder, device):
 
 
 def _score_task(model, tokenizer, examples):
-    with _progress("evaluating") as advance:
+    with show_progress("evaluating", Console(stderr=True)) as advance:
         return evaluate_task(model, examples, advance, id_count(tokenizer))
 
 
 def _score_text(model, tokenizer, tokens, text):
-    with _progress("evaluating") as advance:
+    with show_progress("evaluating", Console(stderr=True)) as advance:
         return evaluate_text(model, tokenizer, tokens, text, advance)
 
 
@@ -355,16 +354,3 @@ def _print_cost(cost, without_text):
 def _say(text, indent=0):
     """Print ``text``, on a terminal in lines that fit it."""
     print(fitted(text, Console(), indent))
-
-
-@contextlib.contextmanager
-def _progress(task_name):
-    """Show progress on standard error; yield what is called with how much is done, and of how much."""
-    console = Console(stderr=True)
-    columns = TextColumn(task_name), BarColumn(), TimeRemainingColumn()
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(task_name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

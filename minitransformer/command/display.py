@@ -7,13 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from minitransformer.data.corpus import CORPUS
 from minitransformer.recipes import changed_settings, recipe_names
 from minitransformer.recipes.run import PICTURE, Display
 from minitransformer.system.memory import peak_memory
+from minitransformer.system.progress import show_progress
 from minitransformer.system.terminal import duration
 from minitransformer.training import ProgressBar
 from minitransformer.training.trainer import METRICS
@@ -33,13 +33,8 @@ class TerminalDisplay(ProgressBar, Display):
 
     def preparing(self, what):
         """Show a bar for ``what`` until the next thing begins."""
-        if not self.console.is_terminal:
-            return super().preparing(what)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         self.preparations.close()
-        bar = self.preparations.enter_context(Progress(*columns, console=self.console, transient=True))
-        task = bar.add_task(what, total=None)
-        return lambda done, total: bar.update(task, completed=done, total=total)
+        return self.preparations.enter_context(show_progress(what, self.console))
 
     def begin(self, recipe, trainer, material):
         """Say what will be done."""

@@ -3,9 +3,10 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from minitransformer.system.progress import progress_bar
 from minitransformer.system.terminal import duration, fitted
 from minitransformer.training.callbacks import Callback
 
@@ -22,14 +23,13 @@ class ProgressBar(Callback):
 
     def __init__(self):
         self.console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
-        self.progress = Progress(
+        self.progress = progress_bar(
+            self.console,
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=self.console,
-            transient=True,
         )
         self.task, self.shown_loss, self.speed = None, None, ""
         self.began, self.told = (0.0, 0), (0.0, 0)  # when, and after which step
