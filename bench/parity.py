@@ -19,7 +19,7 @@ from minitransformer.models import GPT
 from minitransformer.recipes import load_recipe
 from minitransformer.recipes.run import load_material
 from minitransformer.system.memory import reuse_freed_memory
-from minitransformer.training import update
+from minitransformer.training import train_step
 from minitransformer.training.optimisers import optimiser_for
 
 RECIPE = "shakespeare"
@@ -39,13 +39,13 @@ def parity(data, assignments=()):
     optimiser, their_optimiser = optimiser_for(model, args), torch_gpt.adamw(tensors, args)
     ours = _train(
         "minitransformer",
-        lambda batch, rate: update(model, optimiser, [batch], rate, args.max_grad_norm).loss,
+        lambda batch, rate: train_step(model, optimiser, [batch], rate, args.max_grad_norm).loss,
         material.train,
         args,
     )
     theirs = _train(
         "pytorch",
-        lambda batch, rate: torch_gpt.update(
+        lambda batch, rate: torch_gpt.train_step(
             *(tensors, model.config, their_optimiser),
             *(torch.from_numpy(batch[name]) for name in ("ids", "targets")),
             *(rate, args.max_grad_norm),

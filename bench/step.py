@@ -21,7 +21,7 @@ from bench.contenders import median_seconds, race, started, summary
 from minitransformer.data import TokenWindows
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.system.memory import reuse_freed_memory
-from minitransformer.training import TrainingArguments, update
+from minitransformer.training import TrainingArguments, train_step
 from minitransformer.training.optimisers import optimiser_for
 
 PEER = "pytorch-eager"
@@ -115,7 +115,7 @@ def our_step(config, rows):
 
     def step(number):
         batch = batches[number % BATCHES]
-        return update(model, optimiser, [batch], ARGUMENTS.learning_rate, ARGUMENTS.max_grad_norm).loss
+        return train_step(model, optimiser, [batch], ARGUMENTS.learning_rate, ARGUMENTS.max_grad_norm).loss
 
     return step
 
@@ -145,7 +145,9 @@ def pytorch_step(config, rows, threads):
     def step(number):
         ids, targets = pairs[number % BATCHES]
         learning_rate, max_grad_norm = ARGUMENTS.learning_rate, ARGUMENTS.max_grad_norm
-        return torch_gpt.update(tensors, model.config, optimiser, ids, targets, learning_rate, max_grad_norm)
+        return torch_gpt.train_step(
+            tensors, model.config, optimiser, ids, targets, learning_rate, max_grad_norm
+        )
 
     return step
 

@@ -59,7 +59,7 @@ def adamw(tensors, arguments, fused=None):
     )
 
 
-def update(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
+def train_step(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
     """Do one training step; return the loss before it."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate

@@ -25,7 +25,7 @@ from minitransformer.models import GPT, GPTConfig
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments
 from minitransformer.training.optimisers import optimiser_for
-from minitransformer.training.step import update
+from minitransformer.training.step import train_step
 
 SHARES = {"train": 0.6, "judge": 0.2, "write": 0.2}  # of the time that a calibration takes
 PROBE_SECONDS = 0.1
@@ -113,7 +113,7 @@ def _work(model, arguments):
     optimiser = optimiser_for(model, arguments)
 
     def train(count):
-        update(model, optimiser, [_batch(model.config, count)], 0.0, arguments.max_grad_norm, Key(0))
+        train_step(model, optimiser, [_batch(model.config, count)], 0.0, arguments.max_grad_norm, Key(0))
 
     def judge(count):
         with inference():

@@ -3,7 +3,7 @@
 from minitransformer.training.arguments import TrainingArguments
 from minitransformer.training.callbacks import Callback, EarlyStopping, KeepBest, Samples
 from minitransformer.training.progress import ProgressBar
-from minitransformer.training.step import Update, update
+from minitransformer.training.step import StepResult, train_step
 from minitransformer.training.trainer import Prediction, Trainer, TrainOutput
 
 __all__ = [
@@ -13,9 +13,9 @@ __all__ = [
     "Prediction",
     "ProgressBar",
     "Samples",
+    "StepResult",
     "TrainOutput",
     "Trainer",
     "TrainingArguments",
-    "Update",
-    "update",
+    "train_step",
 ]

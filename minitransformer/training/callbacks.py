@@ -21,8 +21,8 @@ class Callback:
     def on_train_begin(self, trainer):
         """Training is about to start, or to go on after ``trainer.step`` steps."""
 
-    def on_step_end(self, trainer, update):
-        """An ``Update`` was made."""
+    def on_step_end(self, trainer, result):
+        """A step was made; ``result`` is its ``StepResult``."""
 
     def on_log(self, trainer, line):
         """``line`` was added to ``trainer.history`` and to the metrics."""

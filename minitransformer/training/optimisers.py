@@ -87,10 +87,10 @@ class AdamW(Optimiser):
         denominator = xp.sqrt(v)
         denominator *= 1 / math.sqrt(1 - beta2**self.steps)
         denominator += self.eps
-        update = m / denominator
-        update *= learning_rate / (1 - beta1**self.steps)
+        change = m / denominator
+        change *= learning_rate / (1 - beta1**self.steps)
         values *= 1 - learning_rate * decay
-        values -= update
+        values -= change
 
 
 def global_norm(model):

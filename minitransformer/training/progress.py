@@ -48,10 +48,10 @@ class ProgressBar(Callback):
         if self.console.is_terminal:
             self.progress.start()
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         """Move the bar, or say now and then how far the run is."""
-        earlier = update.loss if self.shown_loss is None else self.shown_loss
-        self.shown_loss = 0.9 * earlier + 0.1 * update.loss
+        earlier = result.loss if self.shown_loss is None else self.shown_loss
+        self.shown_loss = 0.9 * earlier + 0.1 * result.loss
         state = f"loss {self.shown_loss:.3f}{self.speed}"
         self.progress.update(self.task, completed=trainer.step, state=f"{state} ·")
         if not self.console.is_terminal and trainer.step < trainer.max_steps:

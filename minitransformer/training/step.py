@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, clip, update."""
+"""One step of training: forward, backward, clip, optimise."""
 
 import math
 from collections import Counter
@@ -13,9 +13,9 @@ from minitransformer.functional import Key
 from minitransformer.training.optimisers import clip_factor, global_norm
 
 
-class Update(NamedTuple):
-    """What an update did: ``losses``, by name, in nats per counted token, and the norm of all gradients, both
-    before the update; and ``counts``, how many tokens were counted."""
+class StepResult(NamedTuple):
+    """The result of a step: ``losses`` by name, in nats per counted item, and the norm of all gradients, both
+    before the parameters changed; and ``counts`` by name, the number of items counted."""
 
     losses: dict
     gradient_norm: float
@@ -27,12 +27,12 @@ class Update(NamedTuple):
         return sum(self.losses.values())
 
 
-def update(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0, key=None):
-    """Do one step on ``micro_batches``, a list; return an ``Update``.
+def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0, key=None):
+    """Train ``model`` for one step on the list ``micro_batches``; return a ``StepResult``.
 
     The loss is the mean over all of them together, as if they were one batch: everything is counted first,
     and each micro-batch gives its gradient the weight 1/count. ``key`` turns dropout on. Raises DivergedError
-    if the loss or a gradient is not a finite number; nothing is updated then.
+    if the loss or a gradient is not a finite number; the parameters are unchanged then.
     """
     xp = array_module(model.flat.values)
     counts = sum((Counter(batch["counts"]) for batch in micro_batches), Counter())
@@ -49,11 +49,11 @@ def update(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0, ke
                 totals[name] += float(total)
         norm = float(global_norm(model))
 
-    done = Update({name: totals[name] * weights[name] for name in totals}, norm, dict(counts))
-    if not (math.isfinite(done.loss) and math.isfinite(norm)):
-        what = f"the gradient norm is {norm}" if math.isfinite(done.loss) else f"the loss is {done.loss}"
+    result = StepResult({name: totals[name] * weights[name] for name in totals}, norm, dict(counts))
+    if not (math.isfinite(result.loss) and math.isfinite(norm)):
+        what = f"the gradient norm is {norm}" if math.isfinite(result.loss) else f"the loss is {result.loss}"
         raise DivergedError(
             f"training diverged at step {optimiser.steps + 1}: {what}; try a lower learning_rate"
         )
     optimiser.step(learning_rate, clip_factor(norm, max_grad_norm))
-    return done
+    return result

@@ -30,7 +30,7 @@ from minitransformer.training.checkpoints import (
 from minitransformer.training.optimisers import optimiser_for
 from minitransformer.training.output import METRICS, claimed
 from minitransformer.training.progress import ProgressBar
-from minitransformer.training.step import update
+from minitransformer.training.step import train_step
 
 
 class TrainOutput(NamedTuple):
@@ -218,7 +218,7 @@ class Trainer:
             parts = [places[first : first + rows] for first in range(0, len(places), rows)]
             batches = [self.train_dataset.collate(part) for part in parts]
             key = Key(self.args.seed << 32 | self.step)
-            done = update(self.model, optimiser, batches, learning_rate, self.args.max_grad_norm, key)
+            done = train_step(self.model, optimiser, batches, learning_rate, self.args.max_grad_norm, key)
             if self._unproven:
                 self._remove_old(optimiser)
 

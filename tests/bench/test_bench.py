@@ -29,10 +29,10 @@ from bench.step import pytorch_step
 
 def twice_the_rate(**settings):
     from bench import torch_gpt
-    correct = torch_gpt.update
-    def update(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
+    correct = torch_gpt.train_step
+    def train_step(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
         return correct(tensors, config, optimiser, ids, targets, 2 * learning_rate, max_grad_norm)
-    torch_gpt.update = update
+    torch_gpt.train_step = train_step
     return pytorch_step(**settings)
 
 def short_of_memory(**settings):

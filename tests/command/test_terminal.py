@@ -208,9 +208,9 @@ class Run(ProgressBar):
         self.now, self.seconds = 0.0, seconds
         monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         self.now += self.seconds
-        super().on_step_end(trainer, update)
+        super().on_step_end(trainer, result)
 
 
 @pytest.mark.parametrize(

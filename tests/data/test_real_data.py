@@ -39,8 +39,8 @@ class Losses(Callback):
     def __init__(self):
         self.losses = []
 
-    def on_step_end(self, trainer, update):
-        self.losses.append(update.loss)
+    def on_step_end(self, trainer, result):
+        self.losses.append(result.loss)
 
 
 def test_the_recipe_takes_pytorchs_first_steps(shakespeare, torch, tmp_path):
@@ -60,7 +60,7 @@ def test_the_recipe_takes_pytorchs_first_steps(shakespeare, torch, tmp_path):
         batch = shakespeare.train.collate(shakespeare.train.training_places(step, 12, arguments.seed))
         ids, targets = torch.from_numpy(batch["ids"]), torch.from_numpy(batch["targets"])
         rate = arguments.learning_rate_at(step, 25)
-        theirs.append(torch_gpt.update(tensors, model.config, optimiser, ids, targets, rate, 1.0))
+        theirs.append(torch_gpt.train_step(tensors, model.config, optimiser, ids, targets, rate, 1.0))
     np.testing.assert_allclose(collected.losses, theirs, rtol=0, atol=3e-6)
     assert theirs[-1] < 3.1 < theirs[0]
 

@@ -15,7 +15,7 @@ from minitransformer.evaluation import scores
 from minitransformer.evaluation.scores import evaluate_task, evaluate_text, predict, sampled_loss, whole_loss
 from minitransformer.generation.sampling import generate
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.training import TrainingArguments, update
+from minitransformer.training import TrainingArguments, train_step
 from minitransformer.training.optimisers import optimiser_for
 
 RANDOM = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def half_taught():
     optimiser = optimiser_for(model, TrainingArguments())
     for number in range(60):
         batch = task.train.collate(task.train.training_places(number, 64, seed=0))
-        update(model, optimiser, [batch], 3e-3, 1.0)
+        train_step(model, optimiser, [batch], 3e-3, 1.0)
     return model, task
 
 

@@ -19,7 +19,7 @@ from minitransformer.layers import Linear, PreNormBlock, recompute
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.parameters import Layer, Parameter, normal
 from minitransformer.recipes import load_recipe
-from minitransformer.training import TrainingArguments, update
+from minitransformer.training import TrainingArguments, train_step
 from minitransformer.training.optimisers import AdamW
 
 RANDOM = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_a_copy_trains_alone_and_to_the_same_bits(copied, dtype):
     def trained(model):
         optimiser = AdamW(model)
         for number in range(3):
-            update(model, optimiser, [windows().collate([number, 40])], 1e-2, key=Key(1, number))
+            train_step(model, optimiser, [windows().collate([number, 40])], 1e-2, key=Key(1, number))
         return model.flat.values
 
     model = tiny_model(dtype)

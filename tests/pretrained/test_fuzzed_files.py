@@ -370,7 +370,7 @@ class DiskFull(Callback):
     def __init__(self, step, size):
         self.step, self.size, self.block = step, size, contextlib.ExitStack()
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         if trainer.step == self.step:
             self.block.enter_context(room_for(self.size))
 
@@ -398,7 +398,7 @@ class FailingDisk(Callback):
     def __init__(self, reached):
         self.reached, self.left, self.fsync = reached, math.inf, os.fsync
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         if trainer.step == 7:
             self.left = self.reached
 

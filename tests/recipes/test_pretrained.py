@@ -63,7 +63,7 @@ class StopAt(Display):
     def __init__(self, step):
         self.at = step
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         if trainer.step == self.at:
             raise StoppedError
 

@@ -390,8 +390,8 @@ def test_the_training_loss_is_the_mean_over_all_steps_resumed_or_not(tmp_path, l
     losses = []
 
     class Losses(Callback):
-        def on_step_end(self, trainer, update):
-            losses.append(update.loss)
+        def on_step_end(self, trainer, result):
+            losses.append(result.loss)
 
     settings = {"logging_steps": logging_steps, "per_device_train_batch_size": 4}
     whole = tiny_trainer(tmp_path / "whole", callbacks=[Losses()], **settings).train()
@@ -415,7 +415,7 @@ class Stop(Callback):
     def __init__(self, step):
         self.step = step
 
-    def on_step_end(self, trainer, update):
+    def on_step_end(self, trainer, result):
         if trainer.step == self.step:
             raise InputError("stop")
 

@@ -133,7 +133,7 @@ def test_the_output_folder(tmp_path):
 def test_the_metrics(tmp_path):
     trainer = tiny_trainer(tmp_path / "run", max_steps=11, logging_steps=2, eval_steps=3, warmup_steps=2)
     losses = []
-    trainer.callbacks.append(OnStep(lambda trainer, update: losses.append(update.loss)))
+    trainer.callbacks.append(OnStep(lambda trainer, result: losses.append(result.loss)))
     trainer.train()
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, 2, 3, 4, 6, 8, 9, 10, 11]
@@ -236,8 +236,8 @@ class OnStep(Callback):
     def __init__(self, action):
         self.action = action
 
-    def on_step_end(self, trainer, update):
-        self.action(trainer, update)
+    def on_step_end(self, trainer, result):
+        self.action(trainer, result)
 
 
 class OnEvaluate(Callback):
@@ -410,7 +410,7 @@ def test_a_newest_checkpoint_that_is_damaged_does_not_drive_out_the_last_good_on
 
 
 def test_divergence_names_the_step_and_what_is_kept(tmp_path):
-    def spoil(trainer, update):
+    def spoil(trainer, result):
         if trainer.step == 6:
             trainer.model.norm.gain.value[0] = np.inf
 
@@ -481,7 +481,7 @@ def test_a_file_is_no_output_folder(tmp_path):
 def test_a_second_trainer_in_the_same_folder_is_refused(tmp_path):
     refused = []
 
-    def start_another(trainer, update):
+    def start_another(trainer, result):
         for resuming in (True, False):
             with pytest.raises(InputError) as refusal:
                 tiny_trainer(tmp_path / "run").train(resume_from_checkpoint=resuming)

@@ -13,12 +13,12 @@ from minitransformer.errors import DivergedError, InputError
 from minitransformer.evaluation.scores import whole_loss
 from minitransformer.functional import Key
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.training import Trainer, TrainingArguments, update
+from minitransformer.training import Trainer, TrainingArguments, train_step
 from minitransformer.training.optimisers import SGD, AdamW
 
 RANDOM = np.random.default_rng(0)
 STEPS = 10
-UPDATE_SOURCE = inspect.getsource(inspect.getmodule(update))
+STEP_SOURCE = inspect.getsource(inspect.getmodule(train_step))
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_ten_steps_equal_pytorch(torch, shape, dtype):
         batch = random_batch()
         ids, targets = torch.from_numpy(batch["ids"]), torch.from_numpy(batch["targets"])
         rate, limit = arguments.learning_rate_at(number, STEPS), arguments.max_grad_norm
-        loss = update(model, ours, [batch], rate, limit).loss
+        loss = train_step(model, ours, [batch], rate, limit).loss
         if number == 0 and dtype == "float64":
             compare_first_gradients(torch, torch_gpt, tensors, config, ids, targets, model)
-        their_loss = torch_gpt.update(tensors, config, theirs, ids, targets, rate, limit)
+        their_loss = torch_gpt.train_step(tensors, config, theirs, ids, targets, rate, limit)
         assert loss == pytest.approx(their_loss, rel=0, abs=tolerance)
     if dtype == "float64":
         for path, parameter in model.parameters().items():
@@ -89,14 +89,14 @@ def test_a_missing_decay_would_be_seen():
     for decay in (0.1, 0.0):
         model = GPT(GPTConfig(65, 16, 2, 4, 32)).build(seed=1)
         optimiser = AdamW(model, (0.9, 0.99), weight_decay=decay)
-        losses[decay] = [update(model, optimiser, [batch], 1e-2).loss for _ in range(STEPS)][-1]
+        losses[decay] = [train_step(model, optimiser, [batch], 1e-2).loss for _ in range(STEPS)][-1]
     assert abs(losses[0.1] - losses[0.0]) > 4e-6
 
 
 # --- many small batches are the big one
 
 
-def check_accumulation(update, dataset):
+def check_accumulation(train_step, dataset):
     """Compare 4 · 8 examples with 32: loss, norm, count, and every gradient to 1e-12."""
     model = tiny_model("float64", dropout=0.0)
     model.flat.values[...] = np.random.default_rng(3).normal(0, 0.3, model.flat.values.shape)
@@ -104,7 +104,7 @@ def check_accumulation(update, dataset):
 
     def result(rows):
         batches = [dataset.collate(places[first : first + rows]) for first in range(0, 32, rows)]
-        done = update(model, SGD(model), batches, 0.0)
+        done = train_step(model, SGD(model), batches, 0.0)
         return done, model.flat.gradients.copy()
 
     (whole, gradients), (parts, added) = result(32), result(8)
@@ -116,7 +116,7 @@ def check_accumulation(update, dataset):
 
 @pytest.mark.parametrize("dataset", [windows, sequences])
 def test_four_batches_of_eight_are_one_of_thirty_two(dataset):
-    check_accumulation(update, dataset())
+    check_accumulation(train_step, dataset())
 
 
 # mistake, where, old, new
@@ -142,16 +142,16 @@ MISTAKES = [
 @named(MISTAKES)
 def test_a_mistake_in_accumulation_is_caught(row):
     *_, old, new = row
-    wrong = run(mutated(UPDATE_SOURCE, old, new, "update"), inspect.getmodule(update), {})
+    wrong = run(mutated(STEP_SOURCE, old, new, "train_step"), inspect.getmodule(train_step), {})
     with pytest.raises(AssertionError):
-        check_accumulation(wrong["update"], sequences())
+        check_accumulation(wrong["train_step"], sequences())
 
 
 def test_every_small_batch_has_its_own_dropout():
     model, batch = tiny_model(), windows().collate(np.arange(8))
 
     def loss(*batches):
-        return update(model, SGD(model), batches, 0.0, key=Key(5)).loss
+        return train_step(model, SGD(model), batches, 0.0, key=Key(5)).loss
 
     assert loss(batch) == loss(batch)
     assert abs(loss(batch, batch) - loss(batch)) > 1e-4
@@ -177,11 +177,11 @@ def test_the_model_learns_a_sentence(tmp_path):
 def test_divergence_stops_before_the_update(bad):
     model, batch = tiny_model(), windows().collate(np.arange(8))
     optimiser = AdamW(model)
-    update(model, optimiser, [batch], 1e-2)
+    train_step(model, optimiser, [batch], 1e-2)
     model.norm.gain.value[0] = bad
     kept = [part.copy() for part in (model.flat.values, optimiser.first_moment, optimiser.second_moment)]
     with pytest.raises(DivergedError, match=r"diverged at step 2: the loss is (nan|inf)"):
-        update(model, optimiser, [batch], 1e-2)
+        train_step(model, optimiser, [batch], 1e-2)
     now = model.flat.values, optimiser.first_moment, optimiser.second_moment
     for before, after in zip(kept, now, strict=True):
         np.testing.assert_array_equal(before, after)
@@ -198,7 +198,7 @@ def test_a_gradient_that_overflows_stops_before_the_update():
 
     model.loss, kept = loss, model.flat.values.copy()
     with pytest.raises(DivergedError, match="diverged at step 1: the gradient norm is inf"):
-        update(model, SGD(model), [batch], 1e-2, max_grad_norm=1.0)
+        train_step(model, SGD(model), [batch], 1e-2, max_grad_norm=1.0)
     np.testing.assert_array_equal(model.flat.values, kept)
 
 
