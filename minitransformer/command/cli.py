@@ -16,13 +16,13 @@ from minitransformer.command.console import SIGNALLED, checked_text, checked_tex
 from minitransformer.command.display import TerminalDisplay, command, described
 from minitransformer.command.info import information
 from minitransformer.command.writing import Writer, usual_settings
-from minitransformer.data.corpus import judged
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer
 from minitransformer.dispatch import reference
 from minitransformer.errors import InputError, Stopped
 from minitransformer.evaluation.scores import evaluate_task, evaluate_text
+from minitransformer.evaluation.validation import load_validation
 from minitransformer.inspection.attention_maps import attention_maps, left_out, plot_attention, token_labels
 from minitransformer.inspection.plots import FORMATS, plot_positions, position_table
 from minitransformer.pretrained.model_folder import load_model
@@ -219,7 +219,7 @@ def evaluate(
     """Print how well a trained model does, as a JSON object: on the validation part of what it was trained
     on, or on other text."""
     folder, model, tokenizer = _load(folder, device)
-    source, part = judged(folder, data or ())
+    source, part = load_validation(folder, data or ())
     if not isinstance(source, Text):
         print(json.dumps(_score_task(model, tokenizer, source), indent=2))
         return

@@ -1,4 +1,4 @@
-"""Corpora: the text that a model learns from, and the text that it is judged by."""
+"""Corpora: a text to train on and a text to validate with."""
 
 import hashlib
 import platform
@@ -6,11 +6,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitransformer.data.tasks import TASKS
 from minitransformer.data.text import Text, sha256, split_text, text_of
-from minitransformer.data.text_files import find_texts, is_pattern
+from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
-from minitransformer.system.files import read_json
 
 CORPUS = "corpus.json"  # the record, in the output folder
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -84,52 +82,3 @@ def corpus_of(recipe_name, kind, data=()):
     if kind == "python":
         return python_corpus()
     raise InputError(f"the recipe {recipe_name!r} learns from a text of yours: give it with --data PATH")
-
-
-def judged(folder, data=()):
-    """Return what to judge the model in ``folder`` by, a ``Text`` or ``Sequences``, and which part that is.
-
-    Without ``data``, or if ``data`` is the very text that the model was trained on, the ``"validation"``
-    part, which it never saw; of any other text the ``"whole"``.
-    """
-    path = Path(folder) / CORPUS
-    if not path.exists():
-        if not data:
-            raise InputError(f"{folder} does not say what it was trained on; give a text file with --data")
-        return _whole(text_corpus(*data)), "whole"
-    source = read_json(path)
-    kind, digest, paths = source.get("corpus"), source.get("sha256"), source.get("paths")
-    named = isinstance(paths, list) and paths and all(map(_is_text, paths))
-    if kind not in ("python", *TASKS) and not (kind == "text" and named):
-        raise InputError(f"{path} is damaged: it does not say what the model was trained on")
-    if kind in TASKS:
-        if data:
-            raise InputError(f"{folder} was trained on the task {kind!r}, which makes its own examples")
-        return TASKS[kind]().validation, "validation"
-    if data:
-        corpus = text_corpus(*data)
-        if corpus.source["sha256"] == digest:
-            return corpus.validation, "validation"
-        return _whole(corpus), "whole"
-    if kind == "text" and not all(Path(part).exists() for part in paths if not is_pattern(part)):
-        raise InputError(f"the text that {folder} was trained on is gone; say where it is with --data")
-    corpus = python_corpus() if kind == "python" else text_corpus(*paths)
-    if corpus.source["sha256"] != digest:
-        raise InputError(
-            f"the text that {folder} was trained on has changed since, so that its validation part "
-            "is not known; give a text file with --data"
-        )
-    return corpus.validation, "validation"
-
-
-def _whole(corpus):
-    """Return both parts of ``corpus`` as one text, the document between them whole again."""
-    spans = list(corpus.train.spans)
-    for path, start, stop in corpus.validation.spans:
-        continues = spans and (spans[-1][0], spans[-1][2]) == (path, start)
-        spans.append((path, spans.pop()[1] if continues else start, stop))
-    return Text(spans)
-
-
-def _is_text(value):
-    return isinstance(value, str)
