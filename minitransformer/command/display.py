@@ -94,7 +94,7 @@ def described(recipe, paths=()):
 def in_words(score):
     """Return what a score says, for someone who has never seen one."""
     if "exact_match" in score:
-        return f"Of held-out examples, {score['correct']:,} of {score['examples']:,} are correct."
+        return f"Of the validation examples, {score['correct']:,} of {score['examples']:,} are correct."
     needed, xz = score["bits_per_byte"], score["xz_bits_per_byte"]
     task = f"To say what comes next in {score['bytes']:,} bytes that it never saw, the model needs"
     loss = f"{score['val_loss']:.4f} nats a token"

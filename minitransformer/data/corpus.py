@@ -12,7 +12,7 @@ from minitransformer.errors import InputError
 
 CORPUS = "corpus.json"  # the record, in the output folder
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-HELD_OUT = 20  # one file in so many is for validation
+FILES_PER_VALIDATION_FILE = 20
 TRAIN_SHARE = 0.9
 
 
@@ -29,7 +29,7 @@ def python_corpus():
     """Return the source of this Python's standard library, its tests left out.
 
     Only files of plain ASCII are taken, which are nearly all; one in twenty, chosen by a hash of its path
-    and so the same on every machine, is held out for validation.
+    and so the same on every machine, is for validation.
     """
     root = Path(sysconfig.get_path("stdlib"))
     parts = {"train": [], "validation": []}
@@ -43,7 +43,7 @@ def python_corpus():
             left_out.append(name)
         elif content:
             digest = hashlib.sha256(name.encode()).digest()
-            part = "validation" if int.from_bytes(digest[:8]) % HELD_OUT == 0 else "train"
+            part = "validation" if int.from_bytes(digest[:8]) % FILES_PER_VALIDATION_FILE == 0 else "train"
             parts[part].append((path, 0, len(content)))
     if not all(parts.values()):
         raise InputError(f"{root} holds no Python source to learn from; give a text file with --data")

@@ -1,4 +1,4 @@
-"""Generated tasks: a prompt of digits and its one right answer, held-out examples included."""
+"""Generated tasks: a prompt of digits and its one right answer, some for validation."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -10,12 +10,12 @@ from minitransformer.data.datasets import Sequences
 from minitransformer.data.tokenizer import character_tokenizer, encode
 from minitransformer.functional import IGNORED
 
-SPLIT_SEED = 0  # the held-out examples are the same in every run
+SPLIT_SEED = 0  # the validation examples are the same in every run
 
 
 @dataclass(frozen=True)
 class Task:
-    """Examples to train on and held-out ones, the tokenizer, and the length of an answer."""
+    """Examples to train on and to validate with, the tokenizer, and the length of an answer."""
 
     train: Sequences
     validation: Sequences
@@ -25,19 +25,25 @@ class Task:
 
 
 def sort_task():
-    """Return minGPT's task of sorting six digits from 0 to 2: "201102" → "001122", a quarter held out."""
+    """Return minGPT's task of sorting six digits from 0 to 2, "201102" → "001122".
+
+    A quarter of the 729 examples is for validation.
+    """
     prompts = ["".join(digits) for digits in product("012", repeat=6)]
-    return _task(prompts, ["".join(sorted(prompt)) for prompt in prompts], held_out=len(prompts) // 4)
+    return _task(prompts, ["".join(sorted(prompt)) for prompt in prompts], validation_count=len(prompts) // 4)
 
 
 def addition_task():
-    """Return minGPT's task of adding numbers of two digits: "8550" → "135", 1000 sums of 10,000 held out."""
+    """Return minGPT's task of adding numbers of two digits, "8550" → "135".
+
+    1000 of the 10,000 sums are for validation.
+    """
     pairs = list(product(range(100), repeat=2))
     prompts = [f"{first:02}{second:02}" for first, second in pairs]
-    return _task(prompts, [f"{first + second:03}" for first, second in pairs], held_out=1000)
+    return _task(prompts, [f"{first + second:03}" for first, second in pairs], validation_count=1000)
 
 
-def _task(prompts, answers, held_out):
+def _task(prompts, answers, validation_count):
     """Return the task of continuing each prompt by its answer; only the answer is predicted."""
     tokenizer = character_tokenizer(prompts)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(prompts))
@@ -47,7 +53,7 @@ def _task(prompts, answers, held_out):
         targets = ids[1:].copy()
         targets[: len(prompts[index]) - 1] = IGNORED
         examples.append((ids[:-1], targets))
-    parts = (examples[held_out:], examples[:held_out])
+    parts = (examples[validation_count:], examples[:validation_count])
     train, validation = (Sequences(*zip(*part, strict=True)) for part in parts)
     shown = next(prompts[index] for index in order if prompts[index] != answers[index])
     return Task(train, validation, tokenizer, len(answers[0]), shown)

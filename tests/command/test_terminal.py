@@ -90,7 +90,7 @@ def test_a_score_says_what_it_means():
     unknown = in_words({**SCORE, "bits_per_byte": None})
     assert unknown.endswith("the model needs 1.3198 nats a token. Lower is better.")
     task = {"exact_match": 1.0, "examples": 1182, "correct": 1182}
-    assert in_words(task) == "Of held-out examples, 1,182 of 1,182 are correct."
+    assert in_words(task) == "Of the validation examples, 1,182 of 1,182 are correct."
 
 
 def test_a_recipe_says_what_it_learns_from():

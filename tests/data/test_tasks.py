@@ -1,4 +1,4 @@
-"""Generated tasks: all questions there are, the right answers, and some that training never shows."""
+"""Generated tasks: all questions there are, the right answers, and some for validation only."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from minitransformer.errors import InputError
 from minitransformer.recipes import load_recipe
 from minitransformer.recipes.run import load_material
 
-SIZES = {"sort": (729, 182, 6, 6), "addition": (10_000, 1000, 4, 3)}  # in all, held out, prompt, answer
+SIZES = {"sort": (729, 182, 6, 6), "addition": (10_000, 1000, 4, 3)}  # in all, validation, prompt, answer
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -33,15 +33,15 @@ def right_answer(name, prompt):
     return f"{int(prompt[:2]) + int(prompt[2:]):03}"
 
 
-def test_every_question_has_its_right_answer_and_is_held_out_or_not(task):
+def test_every_question_has_its_right_answer_and_is_in_one_part(task):
     name, task = task
-    train, held_out = texts(task, task.train), texts(task, task.validation)
-    count, held_out_count, prompt_length, answer_length = SIZES[name]
-    assert (len(train), len(held_out)) == (count - held_out_count, held_out_count)
-    prompts = {prompt for prompt, _ in train + held_out}
+    train, validation = texts(task, task.train), texts(task, task.validation)
+    count, validation_count, prompt_length, answer_length = SIZES[name]
+    assert (len(train), len(validation)) == (count - validation_count, validation_count)
+    prompts = {prompt for prompt, _ in train + validation}
     assert len(prompts) == count
     assert {len(prompt) for prompt in prompts} == {prompt_length}
-    assert all(answer == right_answer(name, prompt) for prompt, answer in train + held_out)
+    assert all(answer == right_answer(name, prompt) for prompt, answer in train + validation)
     assert task.answer_length == answer_length
 
 
@@ -70,12 +70,12 @@ def test_only_the_answer_is_predicted_and_each_token_from_those_before(task):
         assert batch["counts"] == {"tokens": answer_length * len(dataset.ids)}
 
 
-def test_what_is_held_out_is_mixed_and_always_the_same(task):
+def test_the_validation_part_is_mixed_and_always_the_same(task):
     name, task = task
-    held_out = [prompt for prompt, _ in texts(task, task.validation)]
-    assert held_out == [prompt for prompt, _ in texts(task, TASKS[name]().validation)]
-    prompts = sorted(held_out + [prompt for prompt, _ in texts(task, task.train)])
-    share = np.mean(np.array(held_out) < prompts[len(prompts) // 2])
+    validation = [prompt for prompt, _ in texts(task, task.validation)]
+    assert validation == [prompt for prompt, _ in texts(task, TASKS[name]().validation)]
+    prompts = sorted(validation + [prompt for prompt, _ in texts(task, task.train)])
+    share = np.mean(np.array(validation) < prompts[len(prompts) // 2])
     assert 0.4 < share < 0.6
 
 
