@@ -1,5 +1,6 @@
 """Every tutorial runs from start to end, its exercises fail as stubs and pass as solved."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -88,3 +89,12 @@ def test_solutions_are_folded_below_their_checks_where_every_viewer_shows_them(p
         before = notebook.cells[notebook.cells.index(cell) - 1]
         assert before.metadata.tags == ["exercise-check"]
     assert "(Stuck? A solution is folded away below each" in "".join(cell.source for cell in notebook.cells)
+
+
+def test_what_notebooks_draw_with_stands_in_one_module():
+    tree = ast.parse((FOLDER / "drawing.py").read_text(encoding="utf-8"))
+    shared = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {"draw", "show", "show_code"} <= shared
+    for path in NOTEBOOKS:
+        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        assert not shared & set(re.findall(r"def (\w+)\(", code)), path.name
