@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from common.blocks import pre_norm_block
 
 from minitransformer import dispatch, functional, inference, kernels, reference
 from minitransformer.dispatch import watching
 from minitransformer.functional import causal_mask
 from minitransformer.kernels import Kernel
-from minitransformer.layers import PreNormBlock
 
 
 class Saved(NamedTuple):
@@ -109,7 +109,7 @@ class Watcher:
 
 
 def test_watchers_are_told_the_layer():
-    block = PreNormBlock(8, 2, 16).build()
+    block = pre_norm_block(8, 2, 16).build()
     x = np.ones((1, 3, 8), np.float32)
     with watching(Watcher()) as watcher:
         y, backward = block(x, causal_mask(3))
@@ -134,7 +134,7 @@ def test_watchers_are_told_the_layer():
 
 
 def test_nothing_is_saved_under_inference():
-    block = PreNormBlock(8, 2, 16).build()
+    block = pre_norm_block(8, 2, 16).build()
     with inference(), watching(Watcher()) as watcher:
         _, backward = block(np.ones((1, 3, 8), np.float32), causal_mask(3))
     assert [saved for *_, saved in watcher.forward] == [None] * 7

@@ -14,27 +14,25 @@ class SelfAttention(Layer):
     ``key_value_heads`` < ``heads``, groups of query heads share keys and values.
     """
 
-    def __init__(
-        self, width, heads, key_value_heads=None, bias=True, dropout=0.0, deviation=0.02, out_deviation=0.02
-    ):
+    def __init__(self, width, heads, key_value_heads=None, bias=True, dropout=0.0):
         self.heads = heads
         self.key_value_heads = heads if key_value_heads is None else key_value_heads
         self.head_width = head_width(width, heads, self.key_value_heads)
         self.dropout = dropout
         packed_width = (heads + 2 * self.key_value_heads) * self.head_width
-        self.query_key_value = Linear(width, packed_width, bias, deviation)
-        self.output = Linear(width, width, bias, out_deviation)
+        self.query_key_value = Linear(width, packed_width, bias)
+        self.output = Linear(width, width, bias)
 
-    def __call__(self, x, mask, key=None, cache=None):
+    def __call__(self, x, mask, key=None, cache=None, positions=None):
         """Return the value and ``dy → dx``.
 
         ``cache`` is a layer's ``KeyValues`` (only under ``inference()``): x holds the new tokens, whose keys
-        and values are written to the cache, and the queries see everything it holds.
+        and values are written there at ``positions`` (B, T), and the queries attend to all that it holds.
         """
         packed, packed_backward = self.query_key_value(x)
         q, k, v = self._split(packed)
         if cache is not None:
-            k, v = cache.extend(k, v, mask)
+            k, v = cache.extend(k, v, positions)
         heads, attention_saved = dispatch.attention(q, k, v, mask=mask, dropout=self.dropout, key=key)
         y, output_backward = self.output(heads.reshape(x.shape))
         q_shape, packed_shape = q.shape, packed.shape  # the pullback must not hold the arrays
@@ -60,15 +58,13 @@ class CrossAttention(Layer):
     ``x`` (B, Tq, D), ``memory`` (B, Tk, M) → (B, Tq, D). The pullback returns ``dx, dmemory``.
     """
 
-    def __init__(
-        self, width, heads, memory_width=None, bias=True, dropout=0.0, deviation=0.02, out_deviation=0.02
-    ):
+    def __init__(self, width, heads, memory_width=None, bias=True, dropout=0.0):
         self.heads = heads
         self.head_width = head_width(width, heads, heads)
         self.dropout = dropout
-        self.query = Linear(width, width, bias, deviation)
-        self.key_value = Linear(memory_width or width, 2 * width, bias, deviation)
-        self.output = Linear(width, width, bias, out_deviation)
+        self.query = Linear(width, width, bias)
+        self.key_value = Linear(memory_width or width, 2 * width, bias)
+        self.output = Linear(width, width, bias)
 
     def __call__(self, x, memory, mask, key=None):
         """Return the value and ``dy → (dx, dmemory)``."""

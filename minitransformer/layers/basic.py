@@ -3,12 +3,14 @@
 from minitransformer import dispatch
 from minitransformer.parameters import Layer, Parameter, normal, ones, zeros
 
+DEVIATION = 0.02  # of initial weights, unless a model sets others (GPT-2, BERT)
+
 
 class Linear(Layer):
     """y = x W + b: ``x`` (…, D) → (…, F). ``weight`` is (D, F), ``bias`` (F,) or None."""
 
-    def __init__(self, in_width, out_width, bias=True, deviation=0.02):
-        self.weight = Parameter((in_width, out_width), normal(deviation))
+    def __init__(self, in_width, out_width, bias=True):
+        self.weight = Parameter((in_width, out_width), normal(DEVIATION))
         self.bias = Parameter((out_width,), zeros) if bias else None
 
     def __call__(self, x):
@@ -24,8 +26,8 @@ class Linear(Layer):
 class LinearGelu(Layer):
     """y = GELU(x W + b): ``x`` (…, D) → (…, F). ``form`` is ``"exact"`` or ``"tanh"``."""
 
-    def __init__(self, in_width, out_width, form, bias=True, deviation=0.02):
-        self.weight = Parameter((in_width, out_width), normal(deviation))
+    def __init__(self, in_width, out_width, form, bias=True):
+        self.weight = Parameter((in_width, out_width), normal(DEVIATION))
         self.bias = Parameter((out_width,), zeros) if bias else None
         self.form = form
 
@@ -42,8 +44,8 @@ class LinearGelu(Layer):
 class Embedding(Layer):
     """A learned row for each id: ``ids`` (…) → (…, D). ``table`` is (V, D)."""
 
-    def __init__(self, count, width, deviation=0.02):
-        self.table = Parameter((count, width), normal(deviation))
+    def __init__(self, count, width):
+        self.table = Parameter((count, width), normal(DEVIATION))
 
     def __call__(self, ids):
         y, saved = dispatch.embedding(self.table.value, ids=ids)
@@ -57,8 +59,8 @@ class Embedding(Layer):
 class LearnedPositions(Layer):
     """x + a learned row for each position: ``x`` (B, T, D) → (B, T, D). ``table`` is (P, D)."""
 
-    def __init__(self, count, width, deviation=0.02):
-        self.table = Parameter((count, width), normal(deviation))
+    def __init__(self, count, width):
+        self.table = Parameter((count, width), normal(DEVIATION))
 
     def __call__(self, x, positions):
         y, saved = dispatch.add_positions(x, self.table.value, positions=positions)

@@ -2,8 +2,7 @@
 
 from minitransformer.dispatch import inference
 from minitransformer.functional import split_key
-from minitransformer.layers.attention import SelfAttention
-from minitransformer.layers.basic import AddLayerNorm, Dropout, LayerNorm, Linear, LinearGelu, Relu
+from minitransformer.layers.basic import Linear, LinearGelu, Relu
 from minitransformer.parameters import Layer
 
 ACTIVATIONS = ("gelu_exact", "gelu_tanh", "relu")
@@ -12,17 +11,15 @@ ACTIVATIONS = ("gelu_exact", "gelu_tanh", "relu")
 class FeedForward(Layer):
     """activation(x W₁ + b₁) W₂ + b₂: ``x`` (…, D) → (…, D), through F hidden units (1706.03762, 3.3)."""
 
-    def __init__(
-        self, width, hidden_width, activation="gelu_exact", bias=True, deviation=0.02, out_deviation=0.02
-    ):
+    def __init__(self, width, hidden_width, activation="gelu_exact", bias=True):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if activation == "relu":
-            self.hidden = [Linear(width, hidden_width, bias, deviation), Relu()]
+            self.hidden = [Linear(width, hidden_width, bias), Relu()]
         else:
             form = activation.removeprefix("gelu_")
-            self.hidden = [LinearGelu(width, hidden_width, form, bias, deviation)]
-        self.output = Linear(hidden_width, width, bias, out_deviation)
+            self.hidden = [LinearGelu(width, hidden_width, form, bias)]
+        self.output = Linear(hidden_width, width, bias)
 
     def __call__(self, x):
         backwards = []
@@ -39,32 +36,21 @@ class FeedForward(Layer):
 
 
 class PreNormBlock(Layer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): GPT-2's block. (B, T, D) → (B, T, D)."""
+    """x + attention(norm1(x)), then x + feed_forward(norm2(x)): GPT-2's block. (B, T, D) → (B, T, D).
 
-    def __init__(
-        self,
-        width,
-        heads,
-        hidden_width,
-        activation="gelu_exact",
-        bias=True,
-        dropout=0.0,
-        eps=1e-5,
-        deviation=0.02,
-        out_deviation=0.02,
-    ):
-        self.norm1 = LayerNorm(width, bias, eps)
-        self.attention = SelfAttention(
-            width, heads, bias=bias, dropout=dropout, deviation=deviation, out_deviation=out_deviation
-        )
-        self.norm2 = LayerNorm(width, bias, eps)
-        self.feed_forward = FeedForward(width, hidden_width, activation, bias, deviation, out_deviation)
-        self.dropout = Dropout(dropout)
+    It is made of layers: two ``LayerNorm``, a ``SelfAttention``, a ``FeedForward`` and a ``Dropout``, which
+    is applied to what is added.
+    """
 
-    def __call__(self, x, mask, key=None, cache=None):
+    def __init__(self, norm1, attention, norm2, feed_forward, dropout):
+        self.norm1, self.attention = norm1, attention
+        self.norm2, self.feed_forward = norm2, feed_forward
+        self.dropout = dropout
+
+    def __call__(self, x, mask, key=None, cache=None, positions=None):
         attention_key, dropout1_key, dropout2_key = split_key(key, 3)
         h, norm1_backward = self.norm1(x)
-        h, attention_backward = self.attention(h, mask, attention_key, cache)
+        h, attention_backward = self.attention(h, mask, attention_key, cache, positions)
         h, dropout1_backward = self.dropout(h, dropout1_key)
         x = x + h
         h, norm2_backward = self.norm2(x)
@@ -80,31 +66,19 @@ class PreNormBlock(Layer):
 
 
 class PostNormBlock(Layer):
-    """norm(x + attention(x)), then norm(x + feed_forward(x)): the block of the 2017 paper and of BERT."""
+    """norm1(x + attention(x)), then norm2(x + feed_forward(x)): the block of the 2017 paper and of BERT.
 
-    def __init__(
-        self,
-        width,
-        heads,
-        hidden_width,
-        activation="relu",
-        bias=True,
-        dropout=0.0,
-        eps=1e-5,
-        deviation=0.02,
-        out_deviation=0.02,
-    ):
-        self.attention = SelfAttention(
-            width, heads, bias=bias, dropout=dropout, deviation=deviation, out_deviation=out_deviation
-        )
-        self.norm1 = AddLayerNorm(width, bias, eps)
-        self.feed_forward = FeedForward(width, hidden_width, activation, bias, deviation, out_deviation)
-        self.norm2 = AddLayerNorm(width, bias, eps)
-        self.dropout = Dropout(dropout)
+    It is made of layers as ``PreNormBlock`` is, with two ``AddLayerNorm``: (B, T, D) → (B, T, D).
+    """
 
-    def __call__(self, x, mask, key=None, cache=None):
+    def __init__(self, attention, norm1, feed_forward, norm2, dropout):
+        self.attention, self.norm1 = attention, norm1
+        self.feed_forward, self.norm2 = feed_forward, norm2
+        self.dropout = dropout
+
+    def __call__(self, x, mask, key=None, cache=None, positions=None):
         attention_key, dropout1_key, dropout2_key = split_key(key, 3)
-        h, attention_backward = self.attention(x, mask, attention_key, cache)
+        h, attention_backward = self.attention(x, mask, attention_key, cache, positions)
         h, dropout1_backward = self.dropout(h, dropout1_key)
         x, norm1_backward = self.norm1(h, x)
         h, feed_forward_backward = self.feed_forward(x)

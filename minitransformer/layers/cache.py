@@ -1,29 +1,31 @@
-"""The key/value cache: what earlier tokens left behind, so that a new token need not repeat their work."""
+"""The key/value cache: keys and values of earlier tokens, so that a new token need not compute them again."""
 
 from minitransformer.arrays import array_module
 from minitransformer.dispatch import is_inference
-from minitransformer.functional import Mask
 
 
 class KeyValues:
-    """One layer's keys and values of all tokens so far, (B, P, G, K) each."""
+    """One layer's keys and values of all tokens so far, (B, P, G, K) each, by position."""
 
     def __init__(self, xp, batch, capacity, heads, width, dtype):
         self.keys = xp.zeros((batch, capacity, heads, width), dtype)
         self.values = xp.zeros((batch, capacity, heads, width), dtype)
+        self.end = 0  # the first position at which no row holds anything
 
-    def extend(self, k, v, mask):
-        """Write the new ``k`` and ``v`` (B, T, G, K) at ``mask.offset + i``; return all that is held.
+    def extend(self, k, v, positions):
+        """Write the new ``k`` and ``v`` (B, T, G, K) at ``positions`` (B, T); return all that is held.
 
-        A row's padding, which lies at ``mask.kv_len`` and beyond, is not written.
+        What stood at a position is replaced. Positions beyond the capacity, where only padding can lie, are
+        not written. Raises RuntimeError outside of ``inference()``.
         """
-        xp = array_module(k)
-        place = mask.offset[:, None] + xp.arange(k.shape[1])
-        row, i = xp.nonzero(place < mask.kv_len[:, None])
-        self.keys[row, place[row, i]] = k[row, i]
-        self.values[row, place[row, i]] = v[row, i]
-        longest = int(mask.kv_len.max())
-        return self.keys[:, :longest], self.values[:, :longest]
+        if not is_inference():
+            raise RuntimeError("a key/value cache has no backward: use it under inference()")
+        xp, capacity = array_module(k), self.keys.shape[1]
+        row, i = xp.nonzero(positions < capacity)
+        self.keys[row, positions[row, i]] = k[row, i]
+        self.values[row, positions[row, i]] = v[row, i]
+        self.end = max(self.end, min(int(positions.max()) + 1, capacity))
+        return self.keys[:, : self.end], self.values[:, : self.end]
 
 
 class Cache:
@@ -34,20 +36,18 @@ class Cache:
         self.lengths = xp.zeros(batch, "int64")
         self.capacity = capacity
 
-    def mask(self, new_lengths):
-        """Return the causal mask of a call that brings ``new_lengths`` (B,) real tokens to each row."""
-        if not is_inference():
-            raise RuntimeError("a key/value cache has no backward: use it under inference()")
-        kv_len = self.lengths + new_lengths
-        if int(kv_len.max()) > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens a row; {int(kv_len.max())} would be needed"
-            )
-        return Mask(kv_len, self.lengths * 0, self.lengths)
-
     def advance(self, new_lengths):
-        """Count ``new_lengths`` (B,) tokens as held, once every layer has written them."""
-        self.lengths = self.lengths + new_lengths
+        """Count ``new_lengths`` (B,) more tokens; return how many each row held before: their offset.
+
+        Raises ValueError if a row would hold more than the capacity.
+        """
+        offset, lengths = self.lengths, self.lengths + new_lengths
+        if int(lengths.max()) > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens a row; {int(lengths.max())} would be needed"
+            )
+        self.lengths = lengths
+        return offset
 
     def gather(self, rows):
         """Keep the rows numbered ``rows``, in that order: beam search's choice of parents."""

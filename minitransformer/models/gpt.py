@@ -16,18 +16,20 @@ from minitransformer.layers import (
     Cache,
     Dropout,
     Embedding,
+    FeedForward,
     LayerNorm,
     LearnedPositions,
     PreNormBlock,
+    SelfAttention,
     SinusoidalPositions,
 )
 from minitransformer.layers.attention import head_width
+from minitransformer.layers.basic import DEVIATION
 from minitransformer.layers.blocks import ACTIVATIONS
 from minitransformer.models.batch import as_batch
-from minitransformer.parameters import Layer
+from minitransformer.parameters import Layer, normal
 from minitransformer.system.settings import check_types, suggesting
 
-DEVIATION = 0.02  # of all initial weights (GPT-2)
 POSITIONS = ("learned", "sinusoidal")
 
 
@@ -86,30 +88,27 @@ class GPT(Layer):
 
     def __init__(self, config):
         self.config = config
-        bias, width, eps = config.bias, config.width, config.eps
-        self.embedding = Embedding(config.vocabulary_size, width, DEVIATION)
+        self.embedding = Embedding(config.vocabulary_size, config.width)
         if config.positions == "learned":
-            self.positions = LearnedPositions(config.context_length, width, DEVIATION)
+            self.positions = LearnedPositions(config.context_length, config.width)
         else:
             self.positions = SinusoidalPositions()
         self.dropout = Dropout(config.dropout)
-        # two residual additions a block: this keeps the sum's variance from growing with depth (GPT-2)
-        out_deviation = DEVIATION / math.sqrt(2 * config.layers)
         self.blocks = [
             PreNormBlock(
-                width,
-                config.heads,
-                config.feed_forward_width,
-                activation=config.activation,
-                bias=bias,
-                dropout=config.dropout,
-                eps=eps,
-                deviation=DEVIATION,
-                out_deviation=out_deviation,
+                LayerNorm(config.width, config.bias, config.eps),
+                SelfAttention(config.width, config.heads, bias=config.bias, dropout=config.dropout),
+                LayerNorm(config.width, config.bias, config.eps),
+                FeedForward(config.width, config.feed_forward_width, config.activation, config.bias),
+                Dropout(config.dropout),
             )
             for _ in range(config.layers)
         ]
-        self.norm = LayerNorm(width, bias, eps)
+        for block in self.blocks:
+            for layer in (block.attention.output, block.feed_forward.output):
+                # two residual additions a block: the variance of their sum must not grow with depth (GPT-2)
+                layer.weight.initialise = normal(DEVIATION / math.sqrt(2 * config.layers))
+        self.norm = LayerNorm(config.width, config.bias, config.eps)
 
     def hidden(self, batch, key=None, cache=None):
         """Return the last hidden states (B, T, D), and ``dh → None``.
@@ -118,20 +117,20 @@ class GPT(Layer):
         before: the batch then brings the tokens that follow.
         """
         batch = self._batch(batch)
-        mask, positions, new_lengths = self._mask_and_positions(batch, cache)
+        mask, positions = self._mask_and_positions(batch, cache)
         embedding_key, *block_keys = split_key(key, 1 + len(self.blocks))
 
         x, embedding_backward = self.embedding(batch["ids"])
-        x, positions_backward = self.positions(x, positions)
+        # padding may lie beyond the last position: any will do there, since nothing reads it
+        places = array_module(x).minimum(positions, self.config.context_length - 1)
+        x, positions_backward = self.positions(x, places)
         x, dropout_backward = self.dropout(x, embedding_key)
         block_backwards = []
         for index, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_backward = block(x, mask, block_keys[index], layer_cache)
+            x, block_backward = block(x, mask, block_keys[index], layer_cache, positions)
             block_backwards.append(block_backward)
         h, norm_backward = self.norm(x)
-        if cache is not None:
-            cache.advance(new_lengths)
 
         def backward(dh):
             if not block_backwards:
@@ -222,9 +221,6 @@ class GPT(Layer):
                     f"a sequence of {length} tokens is longer than "
                     f"the model's {self.config.context_length} positions"
                 )
-            return Mask(length if lengths is None else lengths), xp.arange(length), None
-        new_lengths = xp.full(rows, length) if lengths is None else lengths
-        mask = cache.mask(new_lengths)
-        # a padded token may lie past the last position: any will do there, since nothing reads it
-        positions = xp.minimum(mask.offset[:, None] + xp.arange(length), self.config.context_length - 1)
-        return mask, positions, new_lengths
+            return Mask(length if lengths is None else lengths), xp.arange(length)
+        offset = cache.advance(xp.full(rows, length) if lengths is None else lengths)
+        return Mask(cache.lengths, 0, offset), offset[:, None] + xp.arange(length)

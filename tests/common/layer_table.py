@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.blocks import post_norm_block, pre_norm_block
 from minitransformer.functional import Key, Mask, causal_mask, full_mask
 from minitransformer.gradcheck import check_layer
 from minitransformer.layers import (
@@ -14,8 +15,6 @@ from minitransformer.layers import (
     LearnedPositions,
     Linear,
     LinearGelu,
-    PostNormBlock,
-    PreNormBlock,
     Relu,
     SelfAttention,
     SinusoidalPositions,
@@ -94,20 +93,20 @@ LAYERS = {
         [(2, 3, 4), (2, 5, 4)],
         {"mask": MEMORY, "key": KEY},
     ),
-    "PreNormBlock": (PreNormBlock(4, 2, 5), [X], {"mask": PADDED}),
-    "PreNormBlock, dropout": (PreNormBlock(4, 2, 5, dropout=0.3), [X], {"mask": PADDED, "key": KEY}),
-    "PreNormBlock relu": (PreNormBlock(4, 2, 5, "relu", bias=False), [X], {"mask": PADDED}),
-    "PostNormBlock": (PostNormBlock(4, 2, 5), [X], {"mask": PADDED}),
+    "PreNormBlock": (pre_norm_block(4, 2, 5), [X], {"mask": PADDED}),
+    "PreNormBlock, dropout": (pre_norm_block(4, 2, 5, dropout=0.3), [X], {"mask": PADDED, "key": KEY}),
+    "PreNormBlock relu": (pre_norm_block(4, 2, 5, "relu", bias=False), [X], {"mask": PADDED}),
+    "PostNormBlock": (post_norm_block(4, 2, 5), [X], {"mask": PADDED}),
     "PostNormBlock exact, dropout": (
-        PostNormBlock(4, 2, 5, "gelu_exact", dropout=0.3),
+        post_norm_block(4, 2, 5, "gelu_exact", dropout=0.3),
         [X],
         {"mask": PADDED, "key": KEY},
     ),
     "a layer used twice": (Twice(SelfAttention(4, 2)), [X], {"mask": PADDED}),
     "a norm used twice": (Twice(LayerNorm(4)), [X], {}),
-    "recomputation": (Recomputed(PreNormBlock(4, 2, 5)), [X], {"mask": PADDED}),
+    "recomputation": (Recomputed(pre_norm_block(4, 2, 5)), [X], {"mask": PADDED}),
     "recomputation, dropout": (
-        Recomputed(PreNormBlock(4, 2, 5, dropout=0.3)),
+        Recomputed(pre_norm_block(4, 2, 5, dropout=0.3)),
         [X],
         {"mask": PADDED, "key": KEY},
     ),

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from common.blocks import pre_norm_block
 
 from minitransformer import dispatch
 from minitransformer.functional import causal_mask, softmax, softmax_backward
@@ -15,7 +16,7 @@ from minitransformer.gradcheck import (
     check_model,
     check_operation,
 )
-from minitransformer.layers import FeedForward, LayerNorm, Linear, PreNormBlock
+from minitransformer.layers import FeedForward, LayerNorm, Linear
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.parameters import Layer
 
@@ -88,7 +89,7 @@ def test_a_layer_is_checked_in_inputs_and_parameters():
 
 def test_a_gradient_that_is_zero_by_theory_passes():
     # what every key has in common changes no weight of a softmax: the bias of the keys has no effect
-    layer = PreNormBlock(8, 2, 8).build(dtype="float64")
+    layer = pre_norm_block(8, 2, 8).build(dtype="float64")
     errors = check_layer(layer, draw(2, 3, 8), mask=causal_mask(3))
     assert errors["attention.query_key_value.bias"] <= 1e-6
 

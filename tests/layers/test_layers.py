@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from common.autograd import against, with_autograd
+from common.blocks import post_norm_block, pre_norm_block
 from common.layer_table import KEY, LAYERS, check, draw, draw_inputs
 from common.masks import naive_visible
 
@@ -15,8 +16,6 @@ from minitransformer.layers import (
     Dropout,
     FeedForward,
     Linear,
-    PostNormBlock,
-    PreNormBlock,
     SelfAttention,
     SinusoidalPositions,
 )
@@ -56,7 +55,7 @@ def test_type_in_is_type_out(name, dtype):
 
 def test_pullbacks_add_and_do_not_meet():
     # two calls before either pullback: the gradients are the sum of two calls one after the other
-    block = PreNormBlock(4, 2, 5).build(dtype="float64")
+    block = pre_norm_block(4, 2, 5).build(dtype="float64")
     x, other = draw(2, 4, 4), draw(3, 2, 4)
     expected = np.zeros_like(block.flat.gradients)
     for value in (x, other):
@@ -88,7 +87,7 @@ def test_attention_layers_drop_with_the_key_that_they_are_given():
 
 def test_parts_of_a_block_drop_independently():
     # with zero weights all parts but the dropouts vanish: y = x + drop1(b) + drop2(b)
-    block = PreNormBlock(64, 2, 5, dropout=0.5).build(dtype="float64")
+    block = pre_norm_block(64, 2, 5, dropout=0.5).build(dtype="float64")
     block.flat.values[...] = 0
     block.attention.output.bias.value[...] = 1
     block.feed_forward.output.bias.value[...] = 4
@@ -226,7 +225,7 @@ def test_cross_attention_against_pytorch(memory_width, bias, torch):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ["gelu_exact", "relu"])
-@pytest.mark.parametrize("block", [PreNormBlock, PostNormBlock])
+@pytest.mark.parametrize("block", [pre_norm_block, post_norm_block])
 def test_blocks_against_pytorch(block, activation, bias, torch):
     width, heads, hidden_width, mask, eps = 12, 3, 20, Mask(np.array([5, 3])), 1e-6
     theirs = torch.nn.TransformerEncoderLayer(
@@ -237,7 +236,7 @@ def test_blocks_against_pytorch(block, activation, bias, torch):
         activation=activation.removesuffix("_exact"),
         layer_norm_eps=eps,
         batch_first=True,
-        norm_first=block is PreNormBlock,
+        norm_first=block is pre_norm_block,
         bias=bias,
     )
     not_seen = torch.tensor(hidden(mask, 2, heads, 5, 5))

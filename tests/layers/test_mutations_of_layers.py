@@ -51,24 +51,19 @@ COMPOSITIONS = [
     Composition(
         "SelfAttention",
         "dq and dk swapped",
-        "heads_side_by_side(dq, dk, dv)",
-        "heads_side_by_side(dk, dq, dv)",
+        "self._split(dpacked)",
+        "[self._split(dpacked)[i] for i in (1, 0, 2)]",
     ),
     Composition(
         "SelfAttention, groups",
         "dk and dv swapped",
-        "heads_side_by_side(dq, dk, dv)",
-        "heads_side_by_side(dq, dv, dk)",
+        "self._split(dpacked)",
+        "[self._split(dpacked)[i] for i in (0, 2, 1)]",
     ),
     Composition(
-        "CrossAttention",
-        "memory forgotten",
-        "packed_backward(dpacked.reshape(packed_shape))",
-        "0 * packed_backward(dpacked.reshape(packed_shape))",
+        "CrossAttention", "memory forgotten", "packed_backward(dpacked)", "0 * packed_backward(dpacked)"
     ),
-    Composition(
-        "CrossAttention", "dk and dv swapped", "heads_side_by_side(dk, dv)", "heads_side_by_side(dv, dk)"
-    ),
+    Composition("CrossAttention", "dk and dv swapped", "self._split(dpacked)", "self._split(dpacked)[::-1]"),
     Composition(
         "PreNormBlock", "second residual forgotten", f"dx = dy + {SECOND_HALF}", f"dx = {SECOND_HALF}"
     ),

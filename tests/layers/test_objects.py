@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
+from common.blocks import pre_norm_block
 from common.tiny_runs import sequences, tiny_model, windows
 
 from minitransformer import errors, layers
@@ -15,7 +16,7 @@ from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.token_file import open_tokens
 from minitransformer.errors import InputError
 from minitransformer.functional import Key, causal_mask
-from minitransformer.layers import Linear, PreNormBlock, recompute
+from minitransformer.layers import Linear, recompute
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.parameters import Layer, Parameter, normal
 from minitransformer.recipes import load_recipe
@@ -39,7 +40,7 @@ class Tied(Layer):
     def __init__(self):
         self.table = Parameter((5, 4), normal(0.5))
         self.parts = {"again": self.table, "list": [Linear(4, 4), (Linear(4, 3, bias=False),)]}
-        self.block = recompute(PreNormBlock(4, 2, 8))
+        self.block = recompute(pre_norm_block(4, 2, 8))
 
 
 def addresses(model):

@@ -9,11 +9,12 @@ import weakref
 
 import numpy as np
 import pytest
+from common.blocks import pre_norm_block
 
 from minitransformer import gradcheck, inference
 from minitransformer.dispatch import linear_cross_entropy, linear_cross_entropy_backward
 from minitransformer.functional import Key, causal_mask, full_mask
-from minitransformer.layers import CrossAttention, Embedding, Linear, PreNormBlock, recompute
+from minitransformer.layers import CrossAttention, Embedding, Linear, recompute
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.parameters import Layer, Parameter, zeros
 
@@ -99,7 +100,7 @@ def test_accumulation_is_the_big_batch():
 
 
 def test_recomputation_drops_the_same_entries():
-    block = PreNormBlock(8, 2, 16, dropout=0.4).build(dtype="float64")
+    block = pre_norm_block(8, 2, 16, dropout=0.4).build(dtype="float64")
     x, dy = RANDOM.normal(size=(2, 2, 5, 8))
     settings = {"mask": causal_mask(5), "key": Key(seed=1)}
 
