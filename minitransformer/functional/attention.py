@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
-from minitransformer.functional.dropout import check_rate
+from minitransformer.functional.dropout import check_rate, drop
 from minitransformer.functional.mask import check_mask, visible
 from minitransformer.functional.philox import Key, keep_mask
 from minitransformer.functional.rules import COMPUTED_AS_THEY_ARE, COMPUTED_IN_FLOAT32, backward, forward
@@ -13,12 +13,12 @@ INVISIBLE = -1e30
 
 
 class AttentionSaved(NamedTuple):
-    """What ``attention_backward`` needs. The probabilities are those before dropout."""
+    """What ``attention_backward`` needs."""
 
-    q: Any
-    k: Any
-    v: Any
-    probabilities: Any
+    q: Any  # (B, Tq, H, K)
+    k: Any  # (B, Tk, G, K)
+    v: Any  # (B, Tk, G, K)
+    p: Any  # (B, G, H/G, Tq, Tk), before dropout
     scale: float
     dropout: float
     key: Key | None
@@ -26,21 +26,26 @@ class AttentionSaved(NamedTuple):
 
 @forward
 def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
-    """Return ``softmax(q kᵀ · scale + bias) v``, each head for itself.
+    """Return ``softmax(q kᵀ · scale + bias) v``, computed separately for each head.
 
     ``q`` (B, Tq, H, K), ``k`` and ``v`` (B, Tk, G, K) → (B, Tq, H, K). H is a multiple of G: each of the G
-    key/value heads serves H/G neighbouring query heads (arXiv 2305.13245; G = H is the usual case, G = 1
+    key/value heads serves H/G consecutive query heads (arXiv 2305.13245; G = H is the usual case, G = 1
     multi-query attention). ``mask`` is a ``Mask``; ``bias`` is added to the scores, a constant that
     broadcasts to (B, H, Tq, Tk), where entries ≤ −1e30 mean invisible. ``scale`` is 1/√K unless given.
     ``dropout`` drops probabilities when there is a ``key``. A query that sees no key gives 0.
 
-    With S = q kᵀ·scale + bias, P = softmax(S) by rows, P' = dropout(P) and y = P' v:
+    With scores s, probabilities p and weights w, each (Tq, Tk) for a head,
 
-        dv = P'ᵀ dy,   dP' = dy vᵀ,   dP = dropout's gradient,
-        dS = P · (dP − Σ_j dP·P)   (the gradient of softmax),
-        dq = dS k · scale,   dk = dSᵀ q · scale
+        s = q kᵀ · scale + bias,   p = softmax(s) over keys,   w = dropout(p),   y = w v
 
-    What is invisible has P = 0, so dS = 0 there: the mask needs no gradient of its own.
+    the backward undoes these from the last to the first:
+
+        dv = wᵀ dy,   dw = dy vᵀ
+        dp = dw · keep / (1 − dropout)
+        ds = p · (dp − Σ_j dp · p)
+        dq = ds k · scale,   dk = dsᵀ q · scale
+
+    Where a key is invisible p = 0, so ds = 0: the mask needs no gradient of its own.
     """
     check_attention("attention", q, k, v, mask, bias)
     check_rate("attention", dropout)
@@ -48,14 +53,11 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     dropout = dropout if key is not None else 0.0
 
-    probabilities = _probabilities(q, k, mask, bias, scale)
-    y = xp.empty_like(q, order="C")
-    xp.matmul(
-        _dropped(probabilities, _keep(probabilities, dropout, key), dropout),
-        _heads_of_keys(v),
-        out=_heads_of_queries(y, v.shape[2]),
-    )
-    return y, AttentionSaved(q, k, v, probabilities, scale, dropout, key)
+    p = _probabilities(q, k, mask, bias, scale)  # (B, G, H/G, Tq, Tk)
+    w = drop(p, _keep_mask(p, dropout, key), dropout)  # (B, G, H/G, Tq, Tk)
+    y = xp.empty_like(q, order="C")  # (B, Tq, H, K)
+    xp.matmul(w, _heads_of_keys(v), out=_heads_of_queries(y, v.shape[2]))
+    return y, AttentionSaved(q, k, v, p, scale, dropout, key)
 
 
 @backward
@@ -63,26 +65,33 @@ def attention_backward(dy, saved):
     """Return ``dq, dk, dv``."""
     check_gradient(dy, saved.q)
     xp = array_module(dy)
-    q, k, v, probabilities, scale, dropout, key = saved
+    q, k, v, p, scale, dropout, key = saved
     groups = k.shape[2]
-    dy_heads, q_heads = _heads_of_queries(dy, groups), _heads_of_queries(q, groups)
     dq, dk, dv = (xp.empty_like(array, order="C") for array in (q, k, v))
+    dy_heads, q_heads = _heads_of_queries(dy, groups), _heads_of_queries(q, groups)  # (B, G, H/G, Tq, K)
+    k_heads, v_heads = _heads_of_keys(k), _heads_of_keys(v)  # (B, G, 1, Tk, K)
 
-    keep = _keep(probabilities, dropout, key)
-    _sum_of_group(_dropped(probabilities, keep, dropout).swapaxes(-1, -2), dy_heads, out=dv)
-    dscores = _dropped(dy_heads @ _heads_of_keys(v).swapaxes(-1, -2), keep, dropout)  # dP so far
-    dscores -= (dscores * probabilities).sum(axis=-1, keepdims=True)
-    dscores *= probabilities  # now dS
-    dscores *= scale
-    xp.matmul(dscores, _heads_of_keys(k), out=_heads_of_queries(dq, groups))
-    _sum_of_group(dscores.swapaxes(-1, -2), q_heads, out=dk)
+    # w = dropout(p), y = w v
+    keep = _keep_mask(p, dropout, key)  # (B, G, H/G, Tq, Tk), as in the forward
+    _sum_groups(drop(p, keep, dropout).swapaxes(-1, -2), dy_heads, out=dv)  # wᵀ dy
+    dp = drop(dy_heads @ v_heads.swapaxes(-1, -2), keep, dropout)  # dw · keep / (1 − dropout), dw = dy vᵀ
+
+    # p = softmax(s)
+    ds = dp  # (B, G, H/G, Tq, Tk), written over dp:
+    ds -= (dp * p).sum(axis=-1, keepdims=True)  # dp − Σ_j dp · p
+    ds *= p  # ds
+
+    # s = q kᵀ · scale + bias
+    ds *= scale  # ds · scale
+    xp.matmul(ds, k_heads, out=_heads_of_queries(dq, groups))  # ds k · scale
+    _sum_groups(ds.swapaxes(-1, -2), q_heads, out=dk)  # dsᵀ q · scale
     return dq, dk, dv
 
 
 def attention_weights(q, k, *, mask, bias=None, scale=None):
-    """Return the probabilities that ``attention`` weighs the values with, (B, H, Tq, Tk): for drawing.
+    """Return the probabilities p of ``attention``, (B, H, Tq, Tk), to plot them.
 
-    Arguments as in ``attention``. It has no backward: nothing is computed from what is drawn.
+    Arguments as in ``attention``. There is no backward, since no loss depends on a plot.
     """
     return _attention_weights(q, k, mask=mask, bias=bias, scale=scale)[0]
 
@@ -91,53 +100,43 @@ def attention_weights(q, k, *, mask, bias=None, scale=None):
 def _attention_weights(q, k, *, mask, bias, scale):
     check_attention("attention_weights", q, k, k, mask, bias)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    probabilities = _probabilities(q, k, mask, bias, scale)
-    return probabilities.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1]), None
+    p = _probabilities(q, k, mask, bias, scale)
+    return p.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1]), None
 
 
 def _probabilities(q, k, mask, bias, scale):
-    """Return softmax(q kᵀ·scale + bias) under the mask, (B, G, H/G, Tq, Tk)."""
+    """Return p = softmax(s) with s = q kᵀ · scale + bias, −∞ where invisible, (B, G, H/G, Tq, Tk)."""
     xp = array_module(q)
-    groups = k.shape[2]
-    scores = _heads_of_queries(q, groups) @ _heads_of_keys(k).swapaxes(-1, -2)
-    scores *= scale
+    s = _heads_of_queries(q, k.shape[2]) @ _heads_of_keys(k).swapaxes(-1, -2)  # (B, G, H/G, Tq, Tk)
+    s *= scale  # q kᵀ · scale
     if bias is not None:
-        bias = _bias_by_groups(bias, scores.shape)
+        bias = _bias_by_groups(bias, s.shape)  # broadcasts to (B, G, H/G, Tq, Tk)
         if bias.dtype.name in COMPUTED_IN_FLOAT32:
-            bias = bias.astype(scores.dtype)
+            bias = bias.astype(s.dtype)
         invisible = bias <= INVISIBLE
-        scores += xp.where(invisible, 0, bias)
-        xp.copyto(scores, -math.inf, where=invisible)
-    seen = visible(xp, mask, q.shape[1], k.shape[1])
+        s += xp.where(invisible, 0, bias)  # q kᵀ · scale + bias
+        xp.copyto(s, -math.inf, where=invisible)
+    seen = visible(xp, mask, q.shape[1], k.shape[1])  # (B or 1, Tq, Tk)
     if seen is not None:
-        xp.copyto(scores, -math.inf, where=~seen[:, None, None])
+        xp.copyto(s, -math.inf, where=~seen[:, None, None])
     if k.shape[1] == 0:
-        return scores
+        return s
 
-    maximum = scores.max(axis=-1, keepdims=True)
-    scores -= xp.where(maximum == -math.inf, 0, maximum)
-    xp.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
-    scores /= xp.where(total == 0, 1, total)
-    return scores
+    p = s  # written over s:
+    maximum = s.max(axis=-1, keepdims=True)  # (B, G, H/G, Tq, 1)
+    p -= xp.where(maximum == -math.inf, 0, maximum)  # s − max(s)
+    xp.exp(p, out=p)  # exp(s − max(s))
+    total = p.sum(axis=-1, keepdims=True)  # (B, G, H/G, Tq, 1), 0 where a query sees no key
+    p /= xp.where(total == 0, 1, total)  # p
+    return p
 
 
-def _keep(probabilities, rate, key):
-    """Return which entries dropout keeps, in the shape of ``probabilities``; None if it is off."""
+def _keep_mask(p, rate, key):
+    """Return which entries of ``p`` (B, G, H/G, Tq, Tk) dropout keeps; None if the rate is 0."""
     if not rate:
         return None
-    batch, groups, per_group, *lengths = probabilities.shape
-    keep = keep_mask(array_module(probabilities), key, (batch, groups * per_group, *lengths), rate)
-    return keep.reshape(probabilities.shape)
-
-
-def _dropped(x, keep, rate):
-    """Apply dropout to ``x``, or its gradient, which is the same product."""
-    if keep is None:
-        return x
-    dropped = x * keep
-    dropped *= 1 / (1 - rate)
-    return dropped
+    batch, groups, per_group, *lengths = p.shape
+    return keep_mask(array_module(p), key, (batch, groups * per_group, *lengths), rate).reshape(p.shape)
 
 
 def _heads_of_queries(x, groups):
@@ -151,7 +150,7 @@ def _heads_of_keys(x):
     return x.transpose(0, 2, 1, 3)[:, :, None]
 
 
-def _sum_of_group(a, b, out):
+def _sum_groups(a, b, out):
     """Write ``a @ b``, summed over the query heads of each group, to ``out`` (B, T, G, K)."""
     xp = array_module(a)
     if a.shape[2] == 1:

@@ -12,9 +12,9 @@ IGNORED = -100
 class CrossEntropySaved(NamedTuple):
     """What ``cross_entropy_backward`` needs."""
 
-    log_probabilities: Any
-    targets: Any
-    counted: Any
+    log_p: Any  # (…, V)
+    targets: Any  # (N,), 0 where ignored
+    counted: Any  # (N,), booleans
     label_smoothing: float
 
 
@@ -23,10 +23,13 @@ def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0)
     """Return the cross-entropy, summed over all targets that count, in nats: a 0-d array.
 
     ``logits`` (…, V), ``targets`` integers (…) in [0, V), or ``ignore_index`` where there is nothing to
-    predict → (). The sum, not the mean: whoever accumulates over micro-batches divides once, at the end.
+    predict → (). The sum, not the mean: the losses of micro-batches are added, then divided once.
 
-    With smoothing ε the target distribution is q = (1 − ε) · one-hot + ε/V (PyTorch's choice; others
-    spread ε over V − 1 or V − 2 classes). The loss of a row is −Σ_v q_v log p_v with p = softmax(logits),
+    With ε = ``label_smoothing`` the target distribution is q = (1 − ε) · one-hot + ε/V (PyTorch's choice;
+    others spread ε over V − 1 or V − 2 classes). With p = softmax(logits), a row's loss is
+
+        −Σ_v q_v log p_v = (ε − 1) · log p_target − ε · mean(log p)
+
     and since Σ q = 1,
 
         dlogits = dtotal · (p − q),   0 in ignored rows
@@ -44,25 +47,23 @@ def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0)
     counted = targets != ignore_index
     targets = xp.where(counted, targets, 0)
 
-    log_probabilities, _ = log_softmax(logits.reshape(targets.size, logits.shape[-1]))
+    log_p, _ = log_softmax(logits.reshape(targets.size, logits.shape[-1]))  # (N, V)
     rows = xp.arange(targets.size)
-    losses = (label_smoothing - 1) * log_probabilities[rows, targets]
+    losses = (label_smoothing - 1) * log_p[rows, targets]  # (ε − 1) · log p_target
     if label_smoothing:
-        losses -= label_smoothing * log_probabilities.mean(axis=-1)
+        losses -= label_smoothing * log_p.mean(axis=-1)  # −Σ_v q_v log p_v
     total = xp.where(counted, losses, 0).sum()
-    return total, CrossEntropySaved(
-        log_probabilities.reshape(logits.shape), targets, counted, label_smoothing
-    )
+    return total, CrossEntropySaved(log_p.reshape(logits.shape), targets, counted, label_smoothing)
 
 
 @backward
 def cross_entropy_backward(dtotal, saved):
     """Return ``(dlogits,)``."""
-    log_probabilities, targets, counted, label_smoothing = saved
-    xp = array_module(log_probabilities)
-    dlogits = xp.exp(log_probabilities.reshape(targets.size, log_probabilities.shape[-1]))
+    log_p, targets, counted, label_smoothing = saved
+    xp = array_module(log_p)
+    dlogits = xp.exp(log_p.reshape(targets.size, log_p.shape[-1]))  # p
     if label_smoothing:
-        dlogits -= label_smoothing / dlogits.shape[-1]
-    dlogits[xp.arange(targets.size), targets] -= 1 - label_smoothing
-    dlogits *= (counted * dtotal).astype(dlogits.dtype)[:, None]
-    return (dlogits.reshape(log_probabilities.shape),)
+        dlogits -= label_smoothing / dlogits.shape[-1]  # p − ε/V
+    dlogits[xp.arange(targets.size), targets] -= 1 - label_smoothing  # p − q
+    dlogits *= (counted * dtotal).astype(dlogits.dtype)[:, None]  # dtotal · (p − q), or 0
+    return (dlogits.reshape(log_p.shape),)

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al., JMLR 15, 2014), inverted: scaled in training, nothing to do afterwards."""
+"""Inverted dropout (Srivastava et al., JMLR 15, 2014): scaled in training, the identity in evaluation."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from minitransformer.functional.rules import backward, forward
 
 
 class DropoutSaved(NamedTuple):
-    """What ``dropout_backward`` needs: not the mask, but what makes it again."""
+    """What ``dropout_backward`` needs: not the mask, but what it is computed from."""
 
     rate: float
     key: Key
@@ -16,23 +16,30 @@ class DropoutSaved(NamedTuple):
 
 @forward
 def dropout(x, *, rate, key):
-    """Return ``x · m / (1 − rate)``, m a mask of zeros and ones with P(0) = ``rate``.
+    """Return ``y = x · keep / (1 − rate)``, where ``keep`` is False with probability ``rate``.
 
-    ``x`` (…, D), 0 ≤ ``rate`` < 1, ``key`` a ``Key`` → (…, D). The mask does not depend on x, so the
-    gradient passes through the same mask: dx = dy · m / (1 − rate).
+    ``x`` (…, D), 0 ≤ ``rate`` < 1, ``key`` a ``Key`` → (…, D). ``keep`` does not depend on x, so
+
+        dx = dy · keep / (1 − rate)
     """
     check_rate("dropout", rate)
-    return _masked(x, rate, key), DropoutSaved(rate, key)
+    keep = keep_mask(array_module(x), key, x.shape, rate)  # (…, D)
+    return drop(x, keep, rate), DropoutSaved(rate, key)
 
 
 @backward
 def dropout_backward(dy, saved):
     """Return ``(dx,)``."""
-    return (_masked(dy, saved.rate, saved.key),)
+    rate, key = saved
+    keep = keep_mask(array_module(dy), key, dy.shape, rate)  # the same as in the forward
+    return (drop(dy, keep, rate),)
 
 
-def _masked(x, rate, key):
-    y = x * keep_mask(array_module(x), key, x.shape, rate)
+def drop(x, keep, rate):
+    """Return ``x · keep / (1 − rate)``, ``x`` itself if ``keep`` is None: dropout of x or of its gradient."""
+    if keep is None:
+        return x
+    y = x * keep
     y *= 1 / (1 - rate)
     return y
 

@@ -9,8 +9,8 @@ from minitransformer.functional.rules import backward, check_ids, forward
 class EmbeddingSaved(NamedTuple):
     """What ``embedding_backward`` needs."""
 
-    ids: Any
-    rows: int
+    ids: Any  # (…)
+    rows: int  # V
 
 
 @forward
@@ -25,7 +25,7 @@ def embedding(table, *, ids):
 
     which is a scatter-*add*: ``dtable[ids] += dy`` would count a repeated id once.
 
-    Raises ValueError for an id outside the table (on the CPU; a GPU is not asked to wait for this).
+    Raises ValueError for an id outside the table (on the CPU only; on a GPU the check would synchronise).
     """
     check_ids("embedding", ids, table.shape[0])
     return table[ids], EmbeddingSaved(ids, table.shape[0])
@@ -34,11 +34,13 @@ def embedding(table, *, ids):
 @backward
 def embedding_backward(dy, saved, *, add_to=None):
     """Return ``(dtable,)``."""
-    return (add_rows(add_to[0] if add_to else None, saved.rows, saved.ids, dy),)
+    owner = add_to[0] if add_to else None
+    dtable = add_rows(owner, saved.rows, saved.ids, dy)
+    return (dtable,)
 
 
 def add_rows(owner, count, ids, rows):
-    """Add ``rows`` (…, D) to the rows ``ids`` (…) of ``owner``, or of ``count`` rows of zeros; return it.
+    """Add ``rows`` (…, D) to the rows ``ids`` (…) of ``owner`` (``count``, D), or of zeros; return it.
 
     On a GPU the order of the additions, and so the last bit of a sum, differs from run to run.
     """

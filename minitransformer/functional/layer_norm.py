@@ -9,15 +9,15 @@ from minitransformer.functional.rules import backward, forward
 class LayerNormSaved(NamedTuple):
     """What ``layer_norm_backward`` needs."""
 
-    normalised: Any
-    inverse_deviation: Any
-    gain: Any
+    x_hat: Any  # (…, D)
+    r: Any  # (…, 1)
+    gain: Any  # (D,)
     has_bias: bool
 
 
 @forward
 def layer_norm(x, gain, bias, *, eps=1e-5):
-    """Normalise every row to mean 0 and variance 1, then scale and shift it.
+    """Normalise every row to mean 0 and variance 1, then scale and shift it (x̂ is ``x_hat``).
 
     ``x`` (…, D), ``gain`` (D,), ``bias`` (D,) or None → (…, D). The variance is the biased one (÷ D) and
     ``eps`` stands inside the root:
@@ -36,29 +36,33 @@ def layer_norm(x, gain, bias, *, eps=1e-5):
             f"layer_norm: x has shape {x.shape}; expected gain and bias of shape {x.shape[-1:]}, "
             f"not {gain.shape}" + ("" if bias is None else f" and {bias.shape}")
         )
-    normalised = x - x.mean(axis=-1, keepdims=True)
-    variance = xp.square(normalised).mean(axis=-1, keepdims=True)
-    inverse_deviation = 1 / xp.sqrt(variance + eps)
-    normalised *= inverse_deviation
-    y = gain * normalised
+    x_hat = x - x.mean(axis=-1, keepdims=True)  # x − mean(x)
+    variance = xp.square(x_hat).mean(axis=-1, keepdims=True)
+    r = 1 / xp.sqrt(variance + eps)
+    x_hat *= r  # x̂
+    y = gain * x_hat  # gain · x̂
     if bias is not None:
-        y += bias
-    return y, LayerNormSaved(normalised, inverse_deviation, gain, bias is not None)
+        y += bias  # gain · x̂ + bias
+    return y, LayerNormSaved(x_hat, r, gain, bias is not None)
 
 
 @backward
 def layer_norm_backward(dy, saved):
     """Return ``dx, dgain, dbias``; ``dbias`` is None where there was no bias."""
-    normalised = saved.normalised
+    x_hat, r, gain, has_bias = saved
     row_axes = tuple(range(dy.ndim - 1))
 
-    product = dy * normalised
-    dgain = product.sum(axis=row_axes)
-    dbias = dy.sum(axis=row_axes) if saved.has_bias else None
+    # y = gain · x̂ + bias
+    dy_x_hat = dy * x_hat
+    dgain = dy_x_hat.sum(axis=row_axes)
+    dbias = dy.sum(axis=row_axes) if has_bias else None
+    g = dy * gain
 
-    product *= saved.gain
-    dx = dy * saved.gain
-    dx -= dx.mean(axis=-1, keepdims=True)
-    dx -= normalised * product.mean(axis=-1, keepdims=True)
-    dx *= saved.inverse_deviation
+    # x̂ = (x − mean(x)) · r
+    mean_g = g.mean(axis=-1, keepdims=True)
+    mean_g_x_hat = (dy_x_hat * gain).mean(axis=-1, keepdims=True)
+    dx = g  # written over g:
+    dx -= mean_g  # g − mean(g)
+    dx -= x_hat * mean_g_x_hat  # g − mean(g) − x̂ · mean(g · x̂)
+    dx *= r  # dx
     return dx, dgain, dbias

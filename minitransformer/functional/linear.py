@@ -1,31 +1,31 @@
-"""The affine map: y = x W + b."""
+"""The affine map: y = x · weight + bias."""
 
 from typing import Any, NamedTuple
 
 from minitransformer.functional.rules import backward, forward
 
-BLOCK = 2**20  # entries of a gradient that are computed before they are added: 4 MB in float32
+BLOCK = 2**20  # entries of a gradient that are computed, then added, at a time: 4 MB in float32
 
 
 class LinearSaved(NamedTuple):
     """What ``linear_backward`` needs."""
 
-    x: Any
-    weight: Any
+    x: Any  # (…, D)
+    weight: Any  # (D, F)
     has_bias: bool
 
 
 @forward
 def linear(x, weight, bias):
-    """Return ``x W + b``.
+    """Return ``y = x · weight + bias``.
 
-    ``x`` (…, D) · ``weight`` (D, F) + ``bias`` (F) or None → (…, F).
+    ``x`` (…, D) · ``weight`` (D, F) + ``bias`` (F,) or None → (…, F).
 
-    With rows x_n and y_n: y_nf = Σ_d x_nd W_df + b_f, so by the chain rule
+    With rows x_n and y_n: y_nf = Σ_d x_nd weight_df + bias_f, so by the chain rule
 
-        dx_nd = Σ_f dy_nf W_df   →  dx = dy Wᵀ
-        dW_df = Σ_n x_nd dy_nf   →  dW = xᵀ dy   (every row adds its outer product)
-        db_f  = Σ_n dy_nf
+        dx_nd      = Σ_f dy_nf weight_df   →  dx = dy · weightᵀ
+        dweight_df = Σ_n x_nd dy_nf        →  dweight = xᵀ · dy   (every row adds its outer product)
+        dbias_f    = Σ_n dy_nf
     """
     if x.shape[-1] != weight.shape[0]:
         raise ValueError(
@@ -34,7 +34,7 @@ def linear(x, weight, bias):
         )
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
-    y = rows(x) @ weight
+    y = flatten_rows(x) @ weight  # (N, F)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], weight.shape[1]), LinearSaved(x, weight, bias is not None)
@@ -43,24 +43,24 @@ def linear(x, weight, bias):
 @backward
 def linear_backward(dy, saved, *, add_to=None):
     """Return ``dx, dweight, dbias``; ``dbias`` is None where there was no bias."""
+    x, weight, has_bias = saved
     weight_owner = add_to[1] if add_to else None
-    dy_rows = rows(dy)
-    dx = (dy_rows @ saved.weight.T).reshape(saved.x.shape)
-    dweight = add_product(weight_owner, rows(saved.x).T, dy_rows)
-    dbias = dy_rows.sum(axis=0) if saved.has_bias else None
+    dy_rows = flatten_rows(dy)  # (N, F)
+    dx = (dy_rows @ weight.T).reshape(x.shape)
+    dweight = add_product(weight_owner, flatten_rows(x).T, dy_rows)  # xᵀ · dy
+    dbias = dy_rows.sum(axis=0) if has_bias else None
     return dx, dweight, dbias
 
 
-def rows(x):
+def flatten_rows(x):
     """Return ``x`` (…, D) as a matrix (N, D): one large product is faster than a batch of small ones."""
     return x.reshape(-1, x.shape[-1])
 
 
 def add_product(owner, a, b):
-    """Return ``a @ b``, or add it to ``owner`` and return that.
+    """Return ``a @ b``, or add it to ``owner``, the gradient of a parameter, and return that.
 
-    The addition goes by blocks of rows, so that the gradient of a large table is never a temporary of
-    the table's size.
+    It is added in blocks of rows, so that no temporary has the size of a large table's gradient.
     """
     if owner is None:
         return a @ b

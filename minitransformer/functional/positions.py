@@ -1,4 +1,4 @@
-"""Positions: a learned table added to the embeddings, and the fixed sinusoids of the 2017 paper."""
+"""Positions added to embeddings: a learned table, or the fixed sinusoids of arXiv 1706.03762."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,19 @@ from minitransformer.functional.rules import backward, check_ids, forward
 class AddPositionsSaved(NamedTuple):
     """What ``add_positions_backward`` needs."""
 
-    positions: Any
-    rows: int
+    positions: Any  # (T,) or (B, T)
+    rows: int  # P
 
 
 @forward
 def add_positions(x, table, *, positions):
     """Return ``x + table[positions]``: learned positions (Gehring et al., arXiv 1705.03122; GPT, BERT).
 
-    ``x`` (B, T, D), ``table`` (P, D), ``positions`` integers (T,), the same for every row, or (B, T)
-    → (B, T, D).
+    ``x`` (B, T, D), ``table`` (P, D), ``positions`` integers (T,), the same for every row of the batch, or
+    (B, T) → (B, T, D). Both terms of a sum have its gradient; with ``added`` = table[positions],
 
-    A sum hands its gradient to both terms: dx = dy, and dtable_p = Σ dy_bt over all (b, t) at position p.
+        dx = dy,   dadded = dy   (summed over B if positions are (T,))
+        dtable_p = Σ dadded over all places of position p
     """
     if x.ndim != 3 or positions.shape not in (x.shape[:2], x.shape[1:2]):
         raise ValueError(
@@ -35,10 +36,11 @@ def add_positions(x, table, *, positions):
 @backward
 def add_positions_backward(dy, saved, *, add_to=None):
     """Return ``dx, dtable``."""
-    shared_by_all_rows = saved.positions.ndim == 1
-    dpositions = dy.sum(axis=0) if shared_by_all_rows else dy
+    positions, rows = saved
+    dadded = dy.sum(axis=0) if positions.ndim == 1 else dy  # of the shape of positions, and D
     owner = add_to[1] if add_to else None
-    return dy, add_rows(owner, saved.rows, saved.positions, dpositions)
+    dtable = add_rows(owner, rows, positions, dadded)
+    return dy, dtable
 
 
 class AddSinusoidsSaved(NamedTuple):
@@ -47,7 +49,7 @@ class AddSinusoidsSaved(NamedTuple):
 
 @forward
 def add_sinusoids(x, *, positions):
-    """Return ``x + sinusoidal_positions(positions)``: positions as in the 2017 paper.
+    """Return ``x + sinusoidal_positions(positions)``: positions as in arXiv 1706.03762.
 
     ``x`` (B, T, D), ``positions`` integers (T,) or (B, T) → (B, T, D). The sinusoids are a constant: dx = dy.
     """
@@ -69,9 +71,9 @@ def sinusoidal_positions(xp, positions, width, dtype):
 
     for every p of ``positions`` (…), an array of ``xp``.
     """
-    even = xp.arange(0, width, 2, dtype=xp.float64)
-    angle = positions[..., None] / 10000 ** (even / width)
-    rows = xp.empty((*positions.shape, width), xp.float64)
-    rows[..., 0::2] = xp.sin(angle)
-    rows[..., 1::2] = xp.cos(angle[..., : width // 2])
-    return rows.astype(dtype)
+    two_i = xp.arange(0, width, 2, dtype=xp.float64)
+    angle = positions[..., None] / 10000 ** (two_i / width)  # p / 10000^(2i/D)
+    row = xp.empty((*positions.shape, width), xp.float64)  # (…, D)
+    row[..., 0::2] = xp.sin(angle)
+    row[..., 1::2] = xp.cos(angle[..., : width // 2])
+    return row.astype(dtype)

@@ -9,21 +9,24 @@ from minitransformer.functional.rules import backward, forward
 class ReluSaved(NamedTuple):
     """What ``relu_backward`` needs."""
 
-    positive: Any
+    positive: Any  # (…), booleans
 
 
 @forward
 def relu(x):
     """Return ``max(x, 0)``, element by element.
 
-    ``x`` (…) → (…). The slope is 1 where x > 0 and 0 where x < 0; at the kink, 0, as everywhere else in
-    the field. So dx = dy · [x > 0].
+    ``x`` (…) → (…). The slope is 1 where x > 0 and 0 where x < 0; at x = 0 it is taken as 0, as in PyTorch:
+
+        dx = dy · positive,   positive = (x > 0)
     """
     xp = array_module(x)
-    return xp.maximum(x, 0), ReluSaved(x > 0)
+    positive = x > 0
+    return xp.maximum(x, 0), ReluSaved(positive)
 
 
 @backward
 def relu_backward(dy, saved):
     """Return ``(dx,)``."""
-    return (dy * saved.positive,)
+    dx = dy * saved.positive
+    return (dx,)

@@ -9,7 +9,7 @@ from minitransformer.functional.rules import backward, forward
 class SoftmaxSaved(NamedTuple):
     """What ``softmax_backward`` needs."""
 
-    y: Any
+    y: Any  # (…, V)
 
 
 @forward
@@ -22,9 +22,9 @@ def softmax(x):
     ∂y_i/∂x_j = y_i (δ_ij − y_j), hence dx_j = Σ_i dy_i ∂y_i/∂x_j = y_j (dy_j − Σ_i dy_i y_i).
     """
     xp = array_module(x)
-    y = x - x.max(axis=-1, keepdims=True)
-    xp.exp(y, out=y)
-    y /= y.sum(axis=-1, keepdims=True)
+    y = x - x.max(axis=-1, keepdims=True)  # x − max(x)
+    xp.exp(y, out=y)  # exp(x − max(x))
+    y /= y.sum(axis=-1, keepdims=True)  # y
     return y, SoftmaxSaved(y)
 
 
@@ -32,13 +32,14 @@ def softmax(x):
 def softmax_backward(dy, saved):
     """Return ``(dx,)``."""
     y = saved.y
-    return (y * (dy - (dy * y).sum(axis=-1, keepdims=True)),)
+    dx = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+    return (dx,)
 
 
 class LogSoftmaxSaved(NamedTuple):
     """What ``log_softmax_backward`` needs."""
 
-    y: Any
+    y: Any  # (…, V)
 
 
 @forward
@@ -50,8 +51,8 @@ def log_softmax(x):
     ∂y_i/∂x_j = δ_ij − softmax(x)_j, hence dx_j = dy_j − exp(y_j) Σ_i dy_i.
     """
     xp = array_module(x)
-    y = x - x.max(axis=-1, keepdims=True)
-    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+    y = x - x.max(axis=-1, keepdims=True)  # x − max(x)
+    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))  # y
     return y, LogSoftmaxSaved(y)
 
 
@@ -59,4 +60,6 @@ def log_softmax(x):
 def log_softmax_backward(dy, saved):
     """Return ``(dx,)``."""
     xp = array_module(dy)
-    return (dy - xp.exp(saved.y) * dy.sum(axis=-1, keepdims=True),)
+    y = saved.y
+    dx = dy - xp.exp(y) * dy.sum(axis=-1, keepdims=True)
+    return (dx,)

@@ -48,16 +48,17 @@ class Operation(NamedTuple):
 
 
 NORM_WITH_GAIN_INSIDE = """\
-    product *= saved.gain
-    dx = dy * saved.gain
-    dx -= dx.mean(axis=-1, keepdims=True)
-    dx -= normalised * product.mean(axis=-1, keepdims=True)
+g = dy * gain
+mean_g = g.mean(axis=-1, keepdims=True)
+mean_g_x_hat = (dy_x_hat * gain).mean(axis=-1, keepdims=True)
+dx = g
+dx -= mean_g
+dx -= x_hat * mean_g_x_hat
+dx *= r
 """
 NORM_WITH_GAIN_OUTSIDE = """\
-    dx = dy.copy()
-    dx -= dx.mean(axis=-1, keepdims=True)
-    dx -= normalised * product.mean(axis=-1, keepdims=True)
-    dx *= saved.gain
+dx = dy - dy.mean(axis=-1, keepdims=True) - x_hat * dy_x_hat.mean(axis=-1, keepdims=True)
+dx *= gain * r
 """
 ADD_ROWS = "xp.add.at(owner, ids.reshape(-1), rows.reshape(-1, width))"
 
@@ -67,14 +68,14 @@ OPERATIONS = [
     Operation(
         "linear",
         "weight gradient transposed",
-        "add_product(weight_owner, rows(saved.x).T, dy_rows)",
-        "(dy_rows.T @ rows(saved.x)).reshape(saved.weight.shape)",
+        "add_product(weight_owner, flatten_rows(x).T, dy_rows)",
+        "(dy_rows.T @ flatten_rows(x)).reshape(weight.shape)",
     ),
     Operation(
         "linear",
         "weight not transposed",
-        "saved.weight.T",
-        "saved.weight.reshape(saved.weight.shape[::-1])",
+        "weight.T",
+        "weight.reshape(weight.shape[::-1])",
     ),
     Operation(
         "linear",
@@ -87,8 +88,8 @@ OPERATIONS = [
     Operation(
         "linear",
         "added twice",
-        "add_product(weight_owner, rows(saved.x).T, dy_rows)",
-        "add_product(weight_owner, rows(saved.x).T, dy_rows).copy()",
+        "add_product(weight_owner, flatten_rows(x).T, dy_rows)",
+        "add_product(weight_owner, flatten_rows(x).T, dy_rows).copy()",
         None,
         check_sums,
     ),
@@ -100,24 +101,24 @@ OPERATIONS = [
         "(dy * y).sum(axis=-1, keepdims=True)",
         "(dy * y).sum(keepdims=True)",
     ),
-    Operation("log_softmax", "probabilities dropped", "xp.exp(saved.y)", "1"),
+    Operation("log_softmax", "probabilities dropped", "xp.exp(y)", "1"),
     Operation(
         "log_softmax", "sum of the upstream gradient taken for 1", "dy.sum(axis=-1, keepdims=True)", "1"
     ),
     Operation("layer_norm", "gain outside the means", NORM_WITH_GAIN_INSIDE, NORM_WITH_GAIN_OUTSIDE),
-    Operation("layer_norm", "gain missing in one mean", "product *= saved.gain", "pass"),
-    Operation("layer_norm", "mean dropped", "dx -= dx.mean(axis=-1, keepdims=True)", "pass"),
+    Operation("layer_norm", "gain missing in one mean", "dy_x_hat * gain", "dy_x_hat"),
+    Operation("layer_norm", "mean dropped", "dx -= mean_g", "pass"),
     Operation(
         "layer_norm",
         "the variance taken for a constant",
-        "dx -= normalised * product.mean(axis=-1, keepdims=True)",
+        "dx -= x_hat * mean_g_x_hat",
         "pass",
     ),
-    Operation("layer_norm", "deviation dropped", "dx *= saved.inverse_deviation", "pass"),
+    Operation("layer_norm", "deviation dropped", "dx *= r", "pass"),
     Operation(
         "layer_norm",
         "dgain from what is not normalised",
-        "product.sum(axis=row_axes)",
+        "dy_x_hat.sum(axis=row_axes)",
         "dy.sum(axis=row_axes)",
     ),
     Operation("layer_norm", "dbias averaged", "dy.sum(axis=row_axes)", "dy.mean(axis=row_axes)"),
@@ -135,21 +136,26 @@ OPERATIONS = [
     ),
     Operation("gelu_exact", "wrong constant", "math.sqrt(2 * math.pi)", "math.sqrt(math.pi)"),
     Operation("gelu_exact", "wrong exponent", "-0.5", "-1.0"),
-    Operation("gelu_exact", "x before the density forgotten", "slope *= x", "pass"),
-    Operation("gelu_exact", "product rule forgotten", "slope += cumulative", "pass"),
+    Operation("gelu_exact", "x before the density forgotten", "dx *= x", "pass"),
+    Operation("gelu_exact", "product rule forgotten", "dx += cdf", "pass"),
     Operation("gelu_tanh", "constant rounded", "3 * CUBIC", "3 * 0.0447"),
     Operation("gelu_tanh", "inner derivative without its 3", "3 * CUBIC", "CUBIC"),
-    Operation("gelu_tanh", "square of tanh forgotten", "1 - xp.square(tanh)", "1 - tanh"),
-    Operation("gelu_tanh", "√(2/π) forgotten", "slope *= SCALE", "pass"),
+    Operation("gelu_tanh", "square of tanh forgotten", "1 - xp.square(t)", "1 - t"),
+    Operation("gelu_tanh", "√(2/π) forgotten", "dx *= SCALE", "pass"),
     Operation("relu", "sign", "dy * saved.positive", "-dy * saved.positive"),
     Operation("relu", "the other side", "dy * saved.positive", "dy * ~saved.positive"),
     Operation(
         "linear_gelu", "activation forgotten", "(dh,) = GELU[saved.form][1](dy, saved.gelu)", "dh = dy"
     ),
     Operation("linear_gelu", "always the exact form", "GELU[saved.form]", 'GELU["exact"]'),
-    Operation("dropout", "mask forgotten", "_masked(dy, saved.rate, saved.key)", "dy / (1 - saved.rate)"),
-    Operation("dropout", "not scaled", "y *= 1 / (1 - rate)", "pass", "_masked"),
-    Operation("dropout", "another key", "saved.key", "saved.key._replace(stream=8)"),
+    Operation("dropout", "mask forgotten", "drop(dy, keep, rate)", "dy / (1 - rate)"),
+    Operation("dropout", "not scaled", "y *= 1 / (1 - rate)", "pass", "drop"),
+    Operation(
+        "dropout",
+        "another key",
+        "keep_mask(array_module(dy), key, dy.shape, rate)",
+        "keep_mask(array_module(dy), key._replace(stream=8), dy.shape, rate)",
+    ),
     Operation(
         "embedding",
         "repeated ids count once",
@@ -169,8 +175,8 @@ OPERATIONS = [
     Operation(
         "add_positions",
         "every position taken for the first",
-        "add_rows(owner, saved.rows, saved.positions, dpositions)",
-        "add_rows(owner, saved.rows, 0 * saved.positions, dpositions)",
+        "add_rows(owner, rows, positions, dadded)",
+        "add_rows(owner, rows, 0 * positions, dadded)",
     ),
     Operation("add_sinusoids", "scaled back", "(dy,)", "(dy * 2,)"),
     Operation("add_sinusoids", "gradient of the sinusoids", "(dy,)", "(dy.cumsum(axis=-1),)"),
@@ -187,38 +193,36 @@ OPERATIONS = [
     Operation("cross_entropy", "ignored rows not zeroed", "counted * dtotal", "0 * counted + dtotal"),
     Operation("cross_entropy", "upstream gradient forgotten", "counted * dtotal", "counted * 1.0"),
     Operation("linear_cross_entropy", "upstream gradient forgotten", "dtotal", "1.0"),
-    Operation(
-        "linear_cross_entropy", "bias gradient missing", "dlogits.sum(axis=0)", "0 * saved.table[:, 0]"
-    ),
+    Operation("linear_cross_entropy", "bias gradient missing", "dlogits.sum(axis=0)", "0 * table[:, 0]"),
     Operation(
         "linear_cross_entropy",
         "table gradient transposed",
-        "add_product(add_to[1] if add_to else None, dlogits.T, rows(saved.h))",
-        "(rows(saved.h).T @ dlogits).reshape(saved.table.shape)",
+        "add_product(table_owner, dlogits.T, flatten_rows(h))",
+        "(flatten_rows(h).T @ dlogits).reshape(table.shape)",
     ),
-    Operation("attention", "scale dropped", "dscores *= scale", "pass"),
+    Operation("attention", "scale dropped", "ds *= scale", "pass"),
     Operation(
         "attention",
         "softmax's sum dropped",
-        "dscores -= (dscores * probabilities).sum(axis=-1, keepdims=True)",
+        "ds -= (dp * p).sum(axis=-1, keepdims=True)",
         "pass",
     ),
-    Operation("attention", "probabilities dropped", "dscores *= probabilities", "pass"),
+    Operation("attention", "probabilities dropped", "ds *= p", "pass"),
     Operation("attention", "dq and dk swapped", "return dq, dk, dv", "return dk, dq, dv"),
     Operation(
         "attention",
         "dk from the wrong side",
-        "_sum_of_group(dscores.swapaxes(-1, -2), q_heads, out=dk)",
-        "_sum_of_group(dscores.swapaxes(-1, -2), dy_heads, out=dk)",
+        "_sum_groups(ds.swapaxes(-1, -2), q_heads, out=dk)",
+        "_sum_groups(ds.swapaxes(-1, -2), dy_heads, out=dk)",
     ),
-    Operation("attention", "scores not transposed in dk", "dscores.swapaxes(-1, -2)", "dscores"),
-    Operation("attention", "group averaged, not summed", "xp.sum", "xp.mean", "_sum_of_group"),
+    Operation("attention", "scores not transposed in dk", "ds.swapaxes(-1, -2)", "ds"),
+    Operation("attention", "group averaged, not summed", "xp.sum", "xp.mean", "_sum_groups"),
     Operation(
         "attention",
         "only a group's first head",
         "xp.sum(a @ b, axis=2, out=out.transpose(0, 2, 1, 3))",
         "xp.sum((a @ b)[:, :, :1], axis=2, out=out.transpose(0, 2, 1, 3))",
-        "_sum_of_group",
+        "_sum_groups",
     ),
     Operation(
         "attention",
@@ -227,24 +231,24 @@ OPERATIONS = [
         "x.reshape(batch, length, heads // groups, groups, width).transpose(0, 3, 2, 1, 4)",
         "_heads_of_queries",
     ),
-    Operation("attention", "dropout not scaled", "dropped *= 1 / (1 - rate)", "pass", "_dropped"),
+    Operation("attention", "dropout not scaled in dv", "drop(p, keep, dropout)", "drop(p, keep, 0.0)"),
     Operation(
         "attention",
         "dropout forgotten before softmax",
-        "_dropped(dy_heads @ _heads_of_keys(v).swapaxes(-1, -2), keep, dropout)",
-        "_dropped(dy_heads @ _heads_of_keys(v).swapaxes(-1, -2), None, dropout)",
+        "drop(dy_heads @ v_heads.swapaxes(-1, -2), keep, dropout)",
+        "drop(dy_heads @ v_heads.swapaxes(-1, -2), None, dropout)",
     ),
     Operation(
         "attention",
         "dropout forgotten in dv",
-        "_dropped(probabilities, keep, dropout)",
-        "_dropped(probabilities, None, dropout)",
+        "drop(p, keep, dropout)",
+        "drop(p, None, dropout)",
     ),
     Operation(
         "attention",
         "another key",
-        "_keep(probabilities, dropout, key)",
-        "_keep(probabilities, dropout, key and key._replace(stream=8))",
+        "_keep_mask(p, dropout, key)",
+        "_keep_mask(p, dropout, key and key._replace(stream=8))",
     ),
 ]
 
