@@ -7,8 +7,7 @@ A dataset names its examples by integers, their *places*, and has
   continued from its step number alone;
 - ``batches_per_epoch(rows)``: how many such batches are one pass;
 - ``places()``: all of them once, in order, to evaluate;
-- ``collate(places)``: the batch of these examples, NumPy arrays and ``counts``, host integers by the name of
-  the loss;
+- ``collate(places)``: the batch of these examples, NumPy arrays by name, as the model takes them;
 
 and may have
 
@@ -214,8 +213,8 @@ def real_tokens(batch):
 
 
 def on_device(xp, batch):
-    """Return ``batch`` with its arrays in ``xp``; the counts stay on the host."""
-    return {name: part if name == "counts" else xp.asarray(part) for name, part in batch.items()}
+    """Return ``batch`` with its arrays in ``xp``."""
+    return {name: xp.asarray(part) for name, part in batch.items()}
 
 
 def _batch(ids, targets, lengths):
@@ -224,7 +223,7 @@ def _batch(ids, targets, lengths):
     if (lengths != ids.shape[1]).any():
         targets[np.arange(ids.shape[1]) >= lengths[:, None]] = IGNORED
         batch["lengths"] = lengths
-    return {**batch, "counts": {"tokens": int((targets != IGNORED).sum())}}
+    return batch
 
 
 def _blocks(tokens, most):

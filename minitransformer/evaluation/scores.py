@@ -96,11 +96,12 @@ def mean_loss(model, dataset, places, progress=lambda done, total: None):
     """Return the mean loss in nats a token over the examples at ``places``, summed over its names."""
     totals, counts = {}, {}
     for done, batch in _batches(model, dataset, places):
+        for name, count in model.count_targets(batch).items():
+            counts[name] = counts.get(name, 0) + count
         with inference(), np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
-            batch_totals, _ = model.loss(batch)
+            batch_totals, _ = model.loss(_on_device(model, batch))
         for name, total in batch_totals.items():
             totals[name] = totals.get(name, 0.0) + float(total)
-            counts[name] = counts.get(name, 0) + batch["counts"][name]
         progress(done, len(places))
     return sum(totals[name] / max(1, counts[name]) for name in totals)
 
@@ -115,16 +116,20 @@ def _forwards(model, dataset, places):
     """Yield how many examples are done, and targets and logits of the last of them, on the host."""
     for done, batch in _batches(model, dataset, places):
         with inference():
-            logits, _ = model(batch)
-        yield done, to_numpy(batch["targets"]), to_numpy(logits)
+            logits, _ = model(_on_device(model, batch))
+        yield done, batch["targets"], to_numpy(logits)
 
 
 def _batches(model, dataset, places):
     """Yield batches of the examples at ``places``, and how many are done with each."""
-    xp, rows = array_module(model.flat.values), batch_rows(model)
+    rows = batch_rows(model)
     for first in range(0, len(places), rows):
         part = places[first : first + rows]
-        yield first + len(part), on_device(xp, dataset.collate(part))
+        yield first + len(part), dataset.collate(part)
+
+
+def _on_device(model, batch):
+    return on_device(array_module(model.flat.values), batch)
 
 
 def _padded(array, length, value):

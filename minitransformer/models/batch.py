@@ -8,7 +8,7 @@ from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
 from minitransformer.system.settings import suggestion
 
-KNOWN = ("ids", "targets", "lengths", "counts")
+KNOWN = ("ids", "targets", "lengths")
 LABELS = (
     "the batch has labels, which Hugging Face's models shift by one themselves; here targets are given, for "
     "each token the one that follows: ids[:, :-1] and targets = labels[:, 1:]"
@@ -33,7 +33,7 @@ def as_batch(xp, given):
     if "ids" not in given:
         raise InputError(f"the batch has no ids; there are {', '.join(map(str, given)) or 'nothing'}")
 
-    batch = {name: part if name == "counts" else _integers(xp, name, part) for name, part in given.items()}
+    batch = {name: _integers(xp, name, part) for name, part in given.items()}
     shape = batch["ids"].shape
     if len(shape) != 2:
         one = "; give [ids] for one sequence" if len(shape) == 1 else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from minitransformer import dispatch
 from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
-from minitransformer.functional import Mask, split_key
+from minitransformer.functional import IGNORED, Mask, split_key
 from minitransformer.layers import (
     Cache,
     Dropout,
@@ -168,13 +168,10 @@ class GPT(Layer):
         ``backward({"tokens": weight})`` adds weight · gradient; with the weight 1/count the loss is the mean.
         """
         batch = self._batch(batch)
-        if "targets" not in batch:
-            raise InputError(
-                "the batch has no targets; give {'ids': …, 'targets': …}: for each token the one that follows"
-            )
+        targets = _targets(batch)
         h, hidden_backward = self.hidden(batch, key)
         table = self.embedding.table
-        total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=batch["targets"])
+        total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=targets)
 
         def backward(weights):
             owners = (None, table.gradient, None)
@@ -182,6 +179,11 @@ class GPT(Layer):
             hidden_backward(dh)
 
         return {"tokens": total}, backward
+
+    @staticmethod
+    def count_targets(batch):
+        """Return ``{"tokens": count}``, how many targets the total of ``loss`` is a sum over."""
+        return {"tokens": int((_targets(batch) != IGNORED).sum())}
 
     def cache(self, batch):
         """Return an empty key/value cache for ``batch`` rows of up to ``context_length`` tokens."""
@@ -224,3 +226,11 @@ class GPT(Layer):
             return Mask(length if lengths is None else lengths), xp.arange(length)
         offset = cache.advance(xp.full(rows, length) if lengths is None else lengths)
         return Mask(cache.lengths, 0, offset), offset[:, None] + xp.arange(length)
+
+
+def _targets(batch):
+    if "targets" not in batch:
+        raise InputError(
+            "the batch has no targets; give {'ids': …, 'targets': …}: for each token the one that follows"
+        )
+    return batch["targets"]

@@ -1,7 +1,6 @@
 """One step of training: forward, backward, clip, optimise."""
 
 import math
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ from minitransformer.training.optimisers import clip_factor, global_norm
 
 
 class StepResult(NamedTuple):
-    """The result of a step: ``losses`` by name, in nats per counted item, and the norm of all gradients, both
-    before the parameters changed; and ``counts`` by name, the number of items counted."""
+    """The result of a step: ``losses`` by name, in nats per target, the norm of all gradients, and ``counts``
+    by name, the numbers of targets; all as they were before the parameters changed."""
 
     losses: dict
     gradient_norm: float
@@ -30,14 +29,16 @@ class StepResult(NamedTuple):
 def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0, key=None):
     """Train ``model`` for one step on the list ``micro_batches``; return a ``StepResult``.
 
-    The loss is the mean over all of them together, as if they were one batch: everything is counted first,
-    and each micro-batch gives its gradient the weight 1/count. ``key`` turns dropout on. Raises DivergedError
-    if the loss or a gradient is not a finite number; the parameters are unchanged then.
+    The sum of the model's losses is minimised. Each of them, by its name, is the mean over its targets in all
+    micro-batches together, as if they were one batch: ``model.count_targets`` counts them first, and every
+    micro-batch has the weight 1/count. ``key`` turns dropout on. Raises DivergedError if the loss or a
+    gradient is not a finite number; the parameters are unchanged then.
     """
     xp = array_module(model.flat.values)
-    counts = sum((Counter(batch["counts"]) for batch in micro_batches), Counter())
-    weights = {name: 1 / counts[name] if counts[name] else 0.0 for name in micro_batches[0]["counts"]}
-    totals = dict.fromkeys(weights, 0.0)
+    counted = [model.count_targets(batch) for batch in micro_batches]
+    counts = {name: sum(count[name] for count in counted) for name in counted[0]}
+    weights = {name: 1 / count if count else 0.0 for name, count in counts.items()}
+    totals = dict.fromkeys(counts, 0.0)
 
     model.zero_gradients()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the loss or the norm
@@ -49,7 +50,7 @@ def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0
                 totals[name] += float(total)
         norm = float(global_norm(model))
 
-    result = StepResult({name: totals[name] * weights[name] for name in totals}, norm, dict(counts))
+    result = StepResult({name: totals[name] * weights[name] for name in totals}, norm, counts)
     if not (math.isfinite(result.loss) and math.isfinite(norm)):
         what = f"the gradient norm is {norm}" if math.isfinite(result.loss) else f"the loss is {result.loss}"
         raise DivergedError(
