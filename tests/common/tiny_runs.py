@@ -6,8 +6,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from minitransformer.data.datasets import Sequences, TokenWindows
+from minitransformer.evaluation import scores
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.training import Trainer, TrainingArguments
+from minitransformer.training import Callback, Trainer, TrainingArguments
 
 VOCABULARY, LENGTH = 16, 8
 
@@ -72,3 +73,46 @@ def assert_same_end(folder, expected):
         for tensor in theirs:
             np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=f"{name}: {tensor}")
     assert metrics(folder) == metrics(expected)
+
+
+class OnStep(Callback):
+    """Calls ``action`` after every step."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def on_step_end(self, trainer, result):
+        self.action(trainer, result)
+
+
+class StoppedError(Exception):
+    """As if the process had ended here."""
+
+
+class StopAt(Callback):
+    """Does ``action`` the first time that ``moment`` comes with ``step`` steps done."""
+
+    def __init__(self, moment, step, action):
+        self.step, self.action = step, action
+        setattr(self, moment, self.look)
+
+    def look(self, trainer, *_):
+        if trainer.step == self.step and self.action is not None:
+            action, self.action = self.action, None
+            action()
+
+
+def fail():
+    """Stop a run."""
+    raise StoppedError
+
+
+def all_bytes(folder):
+    """Return the content of every file in ``folder``."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pretend_losses(monkeypatch, losses):
+    """Let the evaluations while training give ``losses``, one after the other."""
+    given = iter(losses)
+    monkeypatch.setattr(scores, "sampled_loss", lambda model, dataset: next(given))

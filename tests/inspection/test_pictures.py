@@ -1,177 +1,18 @@
 """Pictures: what they show is what the model does, read back from the pixels, and every label can be read."""
 
-import sys
-
 import numpy as np
 import pytest
-from common import emulated_cupy
-from PIL import Image
+from common.pictures import HEADS, LAYERS, pixels_of
 from scipy import ndimage
-from tokenizers import Tokenizer, decoders, models
 
-from minitransformer.arrays import device_module
-from minitransformer.command import cli
-from minitransformer.data import character_tokenizer, encode
 from minitransformer.errors import InputError
 from minitransformer.inspection import attention_maps as module
 from minitransformer.inspection import plots
-from minitransformer.inspection.attention_maps import (
-    attention_maps,
-    left_out,
-    plot_attention,
-    shown_maps,
-    token_labels,
-)
-from minitransformer.inspection.plots import (
-    cosine_similarities,
-    plot_positions,
-    plot_training,
-    position_table,
-)
-from minitransformer.models import GPT, GPTConfig
-from minitransformer.pretrained.model_folder import load_model, save_model
+from minitransformer.inspection.attention_maps import left_out, plot_attention, shown_maps
+from minitransformer.inspection.plots import plot_positions, plot_training
 
 # an old matplotlib with a new pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
-CHARACTERS = "\n abcdefgh"
-LAYERS, HEADS, CONTEXT = 2, 3, 16
-IDS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
-
-
-def gpt(dtype="float64", device="cpu", **changes):
-    """Return a GPT with weights so large that its attention is far from uniform."""
-    settings = {
-        "vocabulary_size": len(CHARACTERS),
-        "context_length": CONTEXT,
-        "layers": LAYERS,
-        "heads": HEADS,
-        "width": 12,
-        "activation": "relu",
-    }
-    model = GPT(GPTConfig(**settings | changes)).build(seed=0, dtype=dtype, device=device)
-    drawn = np.random.default_rng(5).normal(scale=0.6, size=model.flat.values.shape)
-    model.flat.values[...] = device_module(device).asarray(drawn.astype(dtype))
-    return model
-
-
-def maps_by_hand(model, ids):
-    """Return the attention maps of ``model`` (with ReLU), query by query, from its parameters alone."""
-    values = {path: parameter.value for path, parameter in model.parameters().items()}
-    x = values["embedding.table"][ids] + position_table(model)[: len(ids)]
-    layers = []
-    for layer in range(model.config.layers):
-        own = {path.split(".", 2)[2]: value for path, value in values.items() if f"blocks.{layer}." in path}
-        q, k, v = np.split(affine(norm(x, own, "norm1"), own, "attention.query_key_value"), 3, axis=1)
-        width = x.shape[1] // model.config.heads
-        maps, heads = [], []
-        for first in range(0, x.shape[1], width):
-            of_head = slice(first, first + width)
-            probabilities = np.zeros((len(ids), len(ids)))
-            for i in range(len(ids)):
-                weights = np.exp(k[: i + 1, of_head] @ q[i, of_head] / np.sqrt(width))
-                probabilities[i, : i + 1] = weights / weights.sum()
-            maps.append(probabilities)
-            heads.append(probabilities @ v[:, of_head])
-        layers.append(maps)
-        x = x + affine(np.concatenate(heads, axis=1), own, "attention.output")
-        hidden = np.maximum(affine(norm(x, own, "norm2"), own, "feed_forward.hidden.0"), 0)
-        x = x + affine(hidden, own, "feed_forward.output")
-    return np.array(layers)
-
-
-def affine(x, values, name):
-    return x @ values[f"{name}.weight"] + values[f"{name}.bias"]
-
-
-def norm(x, values, name):
-    centred = x - x.mean(axis=1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
-    return scaled * values[f"{name}.gain"] + values[f"{name}.bias"]
-
-
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
-def test_the_maps_are_those_of_the_model(positions):
-    model = gpt(positions=positions)
-    maps = attention_maps(model, IDS)
-    assert maps.shape == (LAYERS, HEADS, len(IDS), len(IDS))
-    np.testing.assert_allclose(maps, maps_by_hand(model, IDS), rtol=0, atol=1e-12)
-    assert maps[..., -1, :].max() > 2 / len(IDS), "this test wants a model that prefers some tokens"
-
-
-def test_rows_sum_to_one_and_the_future_is_zero():
-    maps = attention_maps(gpt(), IDS)
-    np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=0, atol=1e-12)
-    assert not np.triu(maps, 1).any()
-
-
-def test_a_later_token_changes_no_earlier_row():
-    model, place = gpt(), 5
-    other = IDS.copy()
-    other[place:] = 7
-    maps, changed = attention_maps(model, IDS), attention_maps(model, other)
-    np.testing.assert_allclose(changed[..., :place, :], maps[..., :place, :], rtol=0, atol=1e-12)
-    assert not np.allclose(changed[..., place, :], maps[..., place, :])
-
-
-def test_the_maps_are_of_evaluation_and_of_the_models_type():
-    model, with_dropout = gpt("float32"), gpt("float32", dropout=0.5)
-    maps = attention_maps(with_dropout, IDS.tolist())
-    assert maps.dtype == np.float32
-    np.testing.assert_array_equal(maps, attention_maps(model, IDS))
-
-
-def test_a_model_on_a_device_gives_the_same_on_the_host(monkeypatch):
-    emulated_cupy.install(monkeypatch)
-    np.testing.assert_array_equal(attention_maps(gpt(device="cuda"), IDS), attention_maps(gpt(), IDS))
-    np.testing.assert_array_equal(position_table(gpt(device="cuda")), position_table(gpt()))
-
-
-def test_weights_of_no_use_are_told():
-    model = gpt("float32")
-    model.flat.values[...] = 1e38
-    with pytest.raises(InputError, match="not all finite"), np.errstate(all="ignore"):
-        attention_maps(model, IDS)
-
-
-def test_the_position_table():
-    learned = gpt()
-    np.testing.assert_array_equal(position_table(learned), learned.positions.table.value)
-    table = position_table(gpt(positions="sinusoidal"))
-    assert table.shape == (CONTEXT, 12)
-    np.testing.assert_allclose(
-        table[3, :4], [f(3 / s) for s in (1, 1e4 ** (2 / 12)) for f in (np.sin, np.cos)]
-    )
-
-
-def test_cosine_similarities():
-    table = np.array([[1.0, 0], [3, 3], [-2, 0], [0, 0]])
-    half = np.sqrt(0.5)
-    expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(cosine_similarities(table), expected, atol=1e-15)
-
-
-def test_labels_make_every_token_visible():
-    tokenizer = character_tokenizer("\n\t\r ab$é中\u200b😀")
-    labels = dict(
-        zip("\n\t\r ab$é中\u200b", ["⏎", "⇥", r"\r", "␣", *"ab$é", r"\u4e2d", r"\u200b"], strict=True)
-    )
-    assert token_labels(tokenizer, encode(tokenizer, "".join(labels))) == list(labels.values())
-
-
-def test_labels_of_byte_pairs_are_text_or_escaped_bytes():
-    words = ["def", "Ġself", "Ċ", "â", "Ĥ", "-" * 30, "<|end|>"]
-    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>"])
-    expected = ["def", "␣self", "⏎", r"\xe2", r"\x82", "-" * 13 + "…", "<|end|>"]
-    assert token_labels(tokenizer, range(len(words))) == expected
-
-
-def test_labels_of_other_tokenizers_are_the_tokens():
-    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "read": 1, "##ing": 2}, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece()
-    assert token_labels(tokenizer, [1, 2, 0]) == ["read", "##ing", "[UNK]"]
 
 
 def known_maps(layers=LAYERS, heads=HEADS, length=4):
@@ -187,12 +28,6 @@ def picture(tmp_path, maps, labels=None, **choice):
     path = tmp_path / "attention.png"
     plot_attention(maps, labels or list("abcd"[: maps.shape[-1]]), path, **choice)
     return pixels_of(path)
-
-
-def pixels_of(path):
-    """Return the colours of a PNG file, (height, width, 3) integers from 0 to 255."""
-    with Image.open(path, formats=["PNG"]) as image:
-        return np.array(image.convert("RGB")).astype(int)
 
 
 def columns_of_ones(pixels):
@@ -409,97 +244,6 @@ def test_a_constant_learning_rate_is_drawn_from_zero(tmp_path, monkeypatch):
     line = {"train_loss": 1.0, "val_loss": None, "learning_rate": 5e-4, "gradient_norm": 2.0}
     plot_training([{"step": step, **line} for step in (10, 20)], tmp_path / "training.png")
     assert [axes.get_ylim()[0] for axes in figures[0].axes[1:]] == [0, 0]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a model and its tokenizer in ``model``."""
-    root = tmp_path_factory.mktemp("pictures")
-    (root / "model").mkdir()
-    save_model(gpt("float32"), root / "model")
-    character_tokenizer(CHARACTERS).save(str(root / "model" / "tokenizer.json"))
-    return root
-
-
-@pytest.fixture
-def minitransformer(folder, monkeypatch, capsys):
-    """Run a command in ``folder``; return its exit status, output and errors."""
-    monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minitransformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_commands(folder, minitransformer):
-    assert minitransformer("attention", "model", "--text", "bad cab\n") == (
-        0,
-        "attention.png shows where each of 8 tokens looks\n",
-        "",
-    )
-    chosen = "--layer", 1, "--head", 2, "--output", "one.PNG"
-    status, output, _ = minitransformer("attention", "model", "--text", "bad cab\n", *chosen)
-    assert (status, output) == (0, "one.PNG shows where each of 8 tokens looks\n")
-    grid, one = (pixels_of(folder / name).shape for name in ("attention.png", "one.PNG"))
-    assert grid[0] > 1.7 * one[0]
-    assert grid[1] > 2.3 * one[1]
-    ids = encode(character_tokenizer(CHARACTERS), "bad cab\n")
-    plot_attention(
-        *(attention_maps(load_model(folder / "model"), ids), [*"bad␣cab⏎"], folder / "ours.png"),
-        layer=1,
-        head=2,
-    )
-    np.testing.assert_array_equal(pixels_of(folder / "one.PNG"), pixels_of(folder / "ours.png"))
-
-    expected = "positions.png shows the learned encoding of 16 positions\n"
-    assert minitransformer("positions", "model") == (0, expected, "")
-    assert pixels_of(folder / "positions.png").shape[1] > 1000
-
-
-def test_the_command_says_what_it_leaves_out(minitransformer, monkeypatch):
-    monkeypatch.setattr(module, "MOST_ABREAST", 2)
-    assert minitransformer("attention", "model", "--text", "bad", "--output", "few.png") == (
-        0,
-        "few.png shows where each of 3 tokens looks\ndrawn are heads 0, 1 of 0 to 2 (choose by --head)\n",
-        "",
-    )
-
-
-def mistakes():
-    attention = "attention", "model", "--text", "abc"
-    yield "layer", (*attention, "--layer", 2), "there is no layer 2; the model has layers 0 to 1"
-    yield "negative layer", (*attention, "--layer", -1), "there is no layer -1; the model has layers 0 to 1"
-    yield "head", (*attention, "--head", 3), "there is no head 3; the model has heads 0 to 2"
-    yield "empty", ("attention", "model", "--text", ""), "the text is empty; expected at least one token"
-    yield "long", ("attention", "model", "--text", 17 * "a"), "17 tokens; the model sees at most 16"
-    yield "characters", ("attention", "model", "--text", "xa"), "never saw: 'x' (U+0078)"
-    for command in (attention, ("positions", "model")):
-        no_ending = "cannot be written to picture; expected a name that ends in .png, .pdf"
-        yield f"{command[0]}, no ending", (*command, "--output", "picture"), no_ending
-        yield f"{command[0]}, ending", (*command, "--output", "a.bmp"), "cannot be written to a.bmp; expected"
-        gone = "nowhere/a.png cannot be written: No such file or directory"
-        yield f"{command[0]}, no folder", (*command, "--output", "nowhere/a.png"), gone
-        yield f"{command[0]}, a folder", (*command, "--output", "folder.png"), "folder.png cannot be written"
-    yield "no model", ("attention", "nowhere", "--text", "a"), "there is no folder nowhere"
-    yield "no model for positions", ("positions", "nowhere"), "there is no folder nowhere"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [pytest.param(*case, id=name) for name, *case in mistakes()]
-)
-def test_a_mistake_is_answered_by_one_line(folder, minitransformer, arguments, message):
-    (folder / "folder.png").mkdir(exist_ok=True)
-    before = sorted(folder.iterdir())
-    status, output, errors = minitransformer(*arguments)
-    assert (status, output) == (1, "")
-    assert errors.startswith("minitransformer: error: ")
-    assert errors.count("\n") == 1
-    assert message in errors
-    assert sorted(folder.iterdir()) == before
 
 
 def test_one_layer_is_named_alone():

@@ -199,7 +199,8 @@ def narrower_processors():
 @pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
 def test_narrower_vectors(processor, width):
     code = """
-from common.fused_attention import KEY, Mask, check, draw, some_bias
+from common.fused_attention import KEY, check, draw, some_bias
+from minitransformer.functional import Mask
 from minitransformer.kernels.cpu.vectors import WIDTH
 for width in (16, 20, 5):
     for mask in (Mask(70, 0, 3), Mask(80, 80, 0)):
