@@ -17,7 +17,7 @@ from minitransformer.errors import InputError
 from minitransformer.evaluation.scores import whole_loss
 from minitransformer.models import GPT
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.run import load_material
+from minitransformer.recipes.material import load_material
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import train_step
 from minitransformer.training.optimisers import optimiser_for

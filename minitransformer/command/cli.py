@@ -28,7 +28,8 @@ from minitransformer.inspection.plots import FORMATS, plot_positions, position_t
 from minitransformer.pretrained.model_folder import load_model
 from minitransformer.recipes import load_recipe, recipe_names
 from minitransformer.recipes.cost import BUSY, estimate_cost
-from minitransformer.recipes.run import resumed_recipe, train_recipe
+from minitransformer.recipes.resuming import resumed_recipe
+from minitransformer.recipes.run import train_recipe
 from minitransformer.system.files import new_folder
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.system.progress import show_progress
@@ -275,9 +276,10 @@ def recipes(
     _say(f"{described(recipe, data)}\n")
     if recipe.pretrained is not None:
         print(f"It starts from the model in {recipe.pretrained.folder}.\n")
-    for title, part in (("text", recipe.text), ("model", recipe.model), ("training", recipe.training)):
-        print(f"[{title}]")
-        for setting, value in (part if isinstance(part, dict) else vars(part)).items():
+    table = recipe.table()
+    for part in ("text", "model", "training"):
+        print(f"[{part}]")
+        for setting, value in table[part].items():
             if setting not in ("output_dir", "disable_tqdm"):
                 print(f"{setting} = {json.dumps(value)}")
         print()

@@ -11,13 +11,21 @@ from rich.text import Text
 
 from minitransformer.data.corpus import CORPUS
 from minitransformer.recipes import changed_settings, recipe_names
-from minitransformer.recipes.run import PICTURE, Display
+from minitransformer.recipes.progress import Display
 from minitransformer.system.memory import peak_memory
 from minitransformer.system.progress import show_progress
 from minitransformer.system.terminal import duration
 from minitransformer.training import ProgressBar
+from minitransformer.training.output import PICTURE
 from minitransformer.training.trainer import METRICS
 
+SIZES = {
+    "layers": "{} layers",
+    "heads": "{} heads",
+    "width": "width {}",
+    "context_length": "context {}",
+    "vocabulary_size": "{:,} tokens",
+}
 INDENT, MARGIN = 10, " " * 4
 BETTER = {  # what learns more from the same bytes, and how far it came
     "python": ("python-bpe", "do better by pieces of words: 1.535 bits a byte, less than xz needs"),
@@ -45,9 +53,8 @@ class TerminalDisplay(ProgressBar, Display):
             ("data", _size(material)),
             (
                 "model",
-                f"GPT, {trainer.model.parameter_count():,} parameters: {config.layers} layers, "
-                f"{config.heads} heads, width {config.width}, context {config.context_length}, "
-                f"{config.vocabulary_size:,} tokens",
+                f"{recipe.architecture.title}, {trainer.model.parameter_count():,} parameters: "
+                + ", ".join(text.format(getattr(config, size)) for size, text in SIZES.items()),
             ),
             ("folder", trainer.output_dir),
         ):
@@ -122,7 +129,7 @@ def suggestions(recipe, folder, material, data=(), options=()):
         yield why, ["train", name, *options]
     if recipe.name in recipe_names():
         paths = [part for path in data for part in ("--data", path)]
-        wider = f"width={2 * recipe.model['width']}"
+        wider = f"width={2 * recipe.model.width}"
         settings = [*(own for own in changed_settings(recipe) if not own.startswith("width=")), wider]
         assignments = [part for setting in settings for part in ("--set", setting)]
         yield "train a wider model", ["train", recipe.name, *paths, *options, *assignments]

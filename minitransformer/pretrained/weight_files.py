@@ -1,7 +1,7 @@
 """The weights of a model folder: the files that hold them, and each tensor under one name.
 
 Others write the same weights in several files, with the prefixes of what was wrapped around the model, with
-masks beside them, or with the table of tokens under the name of the head. All of that is seen through here.
+masks beside them, or with a tied tensor under its other name. Here they all get the names of the layout.
 """
 
 import re
@@ -12,9 +12,7 @@ from minitransformer.pretrained.tensor_files import read_header, read_tensors
 from minitransformer.system.files import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TABLE, HEAD = "wte.weight", "lm_head.weight"  # one array, where they are tied
-PREFIX = re.compile(r"((_orig_mod|module|transformer)\.)*")  # of torch.compile, of DDP, of the model's body
-BUFFER = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")  # no weights
+WRAPPERS = ("_orig_mod.", "module.")  # the prefixes of torch.compile and of DDP
 
 CONVERT = "from transformers import AutoModelForCausalLM as M; M.from_pretrained({}{}).save_pretrained({})"
 OTHERS = {  # file: what it is, and how transformers is told
@@ -49,24 +47,27 @@ def weight_files(folder):
     return index, files
 
 
-def read_weights(path, files, check):
+def read_weights(path, files, layout, check):
     """Return ``{name: array}`` of what ``weight_files`` has found; raise InputError if it is damaged.
 
-    ``check`` is called with ``{name: (shape, type)}`` and refuses what it does not like with an InputError,
-    before any array takes memory.
+    ``layout`` is the module of the architecture, which knows the prefix of its names, which tensors are tied
+    and which are no weights. ``check`` is called with ``{name: (shape, type)}`` before any array takes
+    memory, and raises an InputError for what does not fit.
     """
+    prefixes = prefix_pattern(layout)
     headers = {file: read_header(file) for file in files}
     places = {}
     for file, header in headers.items():
         for stored in header:
-            name = stored[PREFIX.match(stored).end() :]
-            if BUFFER.search(name):
+            name = stored[prefixes.match(stored).end() :]
+            if layout.BUFFER.search(name):
                 continue
             if name in places:
                 raise InputError(f"{path} holds {name} twice: as {places[name][1]} and as {stored}")
             places[name] = file, stored
-    if TABLE not in places and HEAD in places:
-        places[TABLE] = places.pop(HEAD)
+    for copy, name in layout.TIED.items():
+        if name not in places and copy in places:
+            places[name] = places.pop(copy)
     check({name: headers[file][stored] for name, (file, stored) in places.items()})
 
     weights = {}
@@ -75,6 +76,11 @@ def read_weights(path, files, check):
         tensors = read_tensors(file, lambda header, names=names: names)
         weights |= {names[stored]: tensor for stored, tensor in tensors.items()}
     return weights
+
+
+def prefix_pattern(layout):
+    """Return a pattern for what may stand before the names of ``layout``, in any order and number."""
+    return re.compile(f"({'|'.join(map(re.escape, (*WRAPPERS, layout.PREFIX)))})*")
 
 
 def _found_instead(folder):

@@ -2,19 +2,22 @@
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
+from typing import Any
 
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError
-from minitransformer.models import GPTConfig
+from minitransformer.models.table import ARCHITECTURES, Architecture, architecture_of
 from minitransformer.recipes.starting_model import Pretrained, find_pretrained
 from minitransformer.system.settings import check_settings, check_types, suggesting, suggestion
 from minitransformer.training import TrainingArguments
 
 CORPORA = ("python", "text", *TASKS)
-PARTS = {"name": str, "description": str, "corpus": str, "text": dict, "model": dict, "training": dict}
+DESCRIPTION = ("name", "description", "architecture", "corpus")
+SETTINGS = ("text", "model", "training")
+UNKNOWN = 1  # the size of a vocabulary that is not known before the text is read
 PRETRAINED = "pretrained"  # the setting, and the tokenizer that comes with it
 OF_PRETRAINED = ("dropout", "context_length")  # what may differ from the model that is started from
 
@@ -43,28 +46,33 @@ class TextSettings:
 @suggesting
 @dataclass(frozen=True)
 class Recipe:
-    """A named run: ``corpus`` is "python", "text" or a task; ``model`` holds ``GPTConfig``'s fields.
+    """A named run: ``architecture`` is a row of the table, ``corpus`` "python", "text" or a task.
 
-    With ``pretrained`` it starts from that model, else from random weights.
+    ``model`` is the configuration, whose ``vocabulary_size`` is decided by the text. With ``pretrained`` the
+    run starts from that model, else from random weights.
     """
 
     name: str
     description: str
+    architecture: Architecture
     corpus: str
-    model: dict
+    model: Any
     training: TrainingArguments
     text: TextSettings = field(default_factory=TextSettings)
     pretrained: Pretrained | None = None
 
     def config(self, vocabulary_size):
-        """Return the ``GPTConfig`` for ``vocabulary_size`` tokens, or those of the pretrained model."""
+        """Return the configuration for ``vocabulary_size`` tokens, or those of the pretrained model."""
         if self.pretrained is not None:
             vocabulary_size = self.pretrained.vocabulary_size
-        return GPTConfig(vocabulary_size=vocabulary_size, **self.model)
+        return replace(self.model, vocabulary_size=vocabulary_size)
 
     def table(self):
         """Return the recipe as the dictionary that its TOML file holds, with the name."""
-        return asdict(self)
+        table = {part.name: getattr(self, part.name) for part in fields(self)}
+        for part in ("training", "text", PRETRAINED):
+            table[part] = None if table[part] is None else asdict(table[part])
+        return {**table, "architecture": self.architecture.name, "model": _given(self.model)}
 
 
 def recipe_names():
@@ -93,22 +101,31 @@ def recipe_from(table, assignments=()):
     Raises InputError as ``load_recipe`` does.
     """
     try:
-        table = {"text": {}, "model": {}, "training": {}, **table}
-        for part, kind in PARTS.items():
-            if not isinstance(table[part], kind):
+        table = {**{part: {} for part in SETTINGS}, **table}
+        for part in (*DESCRIPTION, *SETTINGS):
+            if not isinstance(table[part], str if part in DESCRIPTION else dict):
                 raise InputError(f"the recipe is damaged: {part} is {table[part]!r}")
-        parts = {part: dict(table[part]) for part in ("text", "model", "training")}
-        parts["model"].setdefault("context_length", GPTConfig.context_length)
-        description = {part: table[part] for part in ("name", "description", "corpus")}
-        if description["corpus"] not in CORPORA:
-            raise InputError(f"corpus is {description['corpus']!r}; expected one of {', '.join(CORPORA)}")
-        given = table.get(PRETRAINED)
-        pretrained = _assign(parts, assignments, None if given is None else Pretrained(**given))
-        text, training = TextSettings(**parts["text"]), TrainingArguments(**parts["training"])
+        parts = {part: dict(table[part]) for part in SETTINGS}
+        description = {part: table[part] for part in DESCRIPTION}
+        for part, known in (("architecture", ARCHITECTURES), ("corpus", CORPORA)):
+            if description[part] not in known:
+                raise InputError(f"{part} is {description[part]!r}; expected one of {', '.join(known)}")
+        architecture, given = ARCHITECTURES[description["architecture"]], table.get(PRETRAINED)
+        pretrained = None if given is None else Pretrained(**given)
+        folder = pretrained_folder(assignments)
+        if folder is not None:
+            pretrained, config = find_pretrained(folder)
+            architecture = architecture_of(config)
+            parts["model"] = _given(config)
+            parts["text"] = {"tokenizer": PRETRAINED}
+        _assign(parts, assignments, architecture, pretrained)
         recipe = Recipe(
-            **description, model=parts["model"], training=training, text=text, pretrained=pretrained
+            **description | {"architecture": architecture},
+            model=architecture.config(vocabulary_size=UNKNOWN, **parts["model"]),
+            training=TrainingArguments(**parts["training"]),
+            text=TextSettings(**parts["text"]),
+            pretrained=pretrained,
         )
-        recipe.config(vocabulary_size=1)
     except InputError:
         raise
     except (KeyError, TypeError) as error:
@@ -121,25 +138,21 @@ def changed_settings(recipe):
     usual, own = load_recipe(recipe.name).table(), recipe.table()
     return [
         f"{setting}={_written(value)}"
-        for part in ("text", "model", "training")
+        for part in SETTINGS
         for setting, value in own[part].items()
         if setting != "output_dir" and value != usual[part].get(setting)
     ]
 
 
-def _assign(parts, assignments, pretrained):
-    """Make ``assignments`` in the tables ``parts``; return what is started from."""
+def _assign(parts, assignments, architecture, pretrained):
+    """Make ``assignments`` in the tables ``parts``."""
+    model = architecture.config(vocabulary_size=UNKNOWN, **parts["model"])
     known = {
         "text": _names(TextSettings),
-        "model": _names(GPTConfig) - {"vocabulary_size"},
+        "model": _names(architecture.config) - {"vocabulary_size"},
         "training": _names(TrainingArguments) - {"output_dir", "disable_tqdm"},
         "start": {PRETRAINED},
     }
-    folder = pretrained_folder(assignments)
-    if folder is not None:
-        pretrained, config = find_pretrained(folder)
-        parts["model"] = {name: value for name, value in asdict(config).items() if name in known["model"]}
-        parts["text"] = {"tokenizer": PRETRAINED}
     for assignment in assignments:
         setting, equals, written = assignment.partition("=")
         setting = setting.strip()
@@ -151,11 +164,11 @@ def _assign(parts, assignments, pretrained):
             continue
         value = _value(written.strip())
         if pretrained is not None and part != "training":
-            _check_fits_pretrained(setting, value, parts["model"].get(setting), pretrained)
+            own = getattr(model, setting) if part == "model" else None
+            _check_fits_pretrained(setting, value, own, pretrained)
         parts[part][setting] = value
     if pretrained is None and parts["text"].get("tokenizer") == PRETRAINED:
         raise InputError("the tokenizer 'pretrained' comes with a model; give that by pretrained=DIR")
-    return pretrained
 
 
 def pretrained_folder(assignments):
@@ -179,6 +192,15 @@ def _check_fits_pretrained(setting, value, own, pretrained):
             f"context_length is {value}, but the model in {pretrained.folder} has "
             f"{pretrained.context_length} positions; set it to at most that"
         )
+
+
+def _given(config):
+    """Return the fields of ``config`` but for the vocabulary's size and those that follow from others."""
+    derived = [part.name for part in fields(config) if part.default is None]
+    derived = {name for name in derived if replace(config, **{name: None}) == config}
+    return {
+        name: value for name, value in asdict(config).items() if name not in {"vocabulary_size", *derived}
+    }
 
 
 def _names(settings):

@@ -21,7 +21,7 @@ import numpy as np
 from minitransformer.dispatch import inference, is_reference, reference
 from minitransformer.functional import Key
 from minitransformer.generation.sampling import generate
-from minitransformer.models import GPT, GPTConfig
+from minitransformer.models.table import ARCHITECTURES, architecture_of
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments
 from minitransformer.training.optimisers import optimiser_for
@@ -57,7 +57,7 @@ def calibrate_alone(model, arguments, counts, seconds):
 
     Return None where that fails.
     """
-    order = vars(model.config), vars(arguments), counts, seconds, is_reference()
+    order = architecture_of(model).name, vars(model.config), vars(arguments), counts, seconds, is_reference()
     done = subprocess.run(
         [sys.executable, "-m", "minitransformer.recipes.calibration"],
         input=json.dumps(order),
@@ -74,10 +74,11 @@ def calibrate_alone(model, arguments, counts, seconds):
 
 def main():
     """Do what ``calibrate_alone`` asks for on standard input, and print it."""
-    config, arguments, counts, seconds, by_definitions = json.load(sys.stdin)
+    name, config, arguments, counts, seconds, by_definitions = json.load(sys.stdin)
+    architecture = ARCHITECTURES[name]
     reuse_freed_memory()
     with reference() if by_definitions else nullcontext():
-        model = GPT(GPTConfig(**config)).build(seed=0)
+        model = architecture.model(architecture.config(**config)).build(seed=0)
         print(json.dumps(calibrate(model, TrainingArguments(**arguments), counts, seconds, process_time)))
 
 
@@ -110,17 +111,24 @@ def threads():
 
 def _work(model, arguments):
     """Return the parts of a run, functions of how much is to be done."""
-    optimiser = optimiser_for(model, arguments)
+    architecture, optimiser = architecture_of(model), optimiser_for(model, arguments)
+    length = model.config.context_length
+
+    def batch(rows):
+        tokens = np.random.default_rng(0).integers(0, model.config.vocabulary_size, rows * length + 1)
+        dataset = architecture.text_dataset(tokens, length)
+        return dataset.collate(dataset.places()[:rows])
 
     def train(count):
-        train_step(model, optimiser, [_batch(model.config, count)], 0.0, arguments.max_grad_norm, Key(0))
+        train_step(model, optimiser, [batch(count)], 0.0, arguments.max_grad_norm, Key(0))
 
     def judge(count):
         with inference():
-            model.loss(_batch(model.config, count))
+            model.loss(batch(count))
 
     def write(count):
-        list(generate(model, [0], count))
+        if "generate" in architecture.commands:
+            list(generate(model, [0], count))
 
     return {"train": train, "judge": judge, "write": write}
 
@@ -152,12 +160,6 @@ def _measured_at(work, count, budget, clock):
         work(count)
         times.append(clock() - start)
     return Measurement(min(times), mean(times), memory)
-
-
-def _batch(config, rows):
-    """Return a batch of ``rows`` full windows of arbitrary tokens."""
-    ids = np.random.default_rng(0).integers(0, config.vocabulary_size, (rows, config.context_length))
-    return {"ids": ids, "targets": ids}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minitransformer.data.corpus import corpus_of
-from minitransformer.data.datasets import TokenWindows
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import character_tokenizer, is_character_level
 from minitransformer.evaluation.scores import SAMPLED_PLACES, batch_rows
-from minitransformer.models import GPT
 from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
 from minitransformer.recipes.run import SAMPLE_TOKENS
 from minitransformer.recipes.starting_model import pretrained_tokenizer
@@ -45,10 +43,10 @@ def estimate_cost(recipe, data=()):
     """
     reuse_freed_memory()
     before = peak_memory() or 0
-    args, length = recipe.training, recipe.model["context_length"]
+    args, length = recipe.training, recipe.model.context_length
     vocabulary, train_dataset, validation, sampled = _material(recipe, data)
     steps, examples = args.steps_for(train_dataset), len(validation.places())
-    model = GPT(recipe.config(vocabulary)).build(seed=0)
+    model = recipe.architecture.model(recipe.config(vocabulary)).build(seed=0)
     judged_together = min(batch_rows(model), examples)
     counts = {"train": args.per_device_train_batch_size, "judge": judged_together, "write": sampled}
     measured, free = _measured(model, args, counts)
@@ -97,7 +95,7 @@ def _both(first, second):
 
 def _material(recipe, data):
     """Return the vocabulary's size, datasets of the right size, and the tokens of a sample."""
-    length, characters = recipe.model["context_length"], recipe.text.tokenizer == "characters"
+    length, characters = recipe.model.context_length, recipe.text.tokenizer == "characters"
     if recipe.pretrained is not None:
         characters = is_character_level(pretrained_tokenizer(recipe.pretrained))
     if recipe.corpus in TASKS:
@@ -115,5 +113,6 @@ def _material(recipe, data):
         vocabulary = recipe.text.vocabulary_size
         counts = [count // BYTES_PER_TOKEN for count in counts]
     # zeros that take no memory: only their number matters here
-    datasets = [TokenWindows(np.broadcast_to(0, max(2, count)), length) for count in counts]
+    make = recipe.architecture.text_dataset
+    datasets = [make(np.broadcast_to(0, max(2, count)), length) for count in counts]
     return vocabulary, *datasets, SAMPLE_TOKENS

@@ -10,7 +10,7 @@ from pathlib import Path
 from minitransformer.arrays import to_numpy
 from minitransformer.data.tokenizer import id_count, load_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.models import GPT
+from minitransformer.models.table import architecture_of
 from minitransformer.pretrained.model_folder import assign, load_config, load_model
 from minitransformer.training.checkpoints import model_folder
 
@@ -36,7 +36,7 @@ class Pretrained:
 
 
 def find_pretrained(folder):
-    """Return the ``Pretrained`` in ``folder``, any GPT-2 or the folder of a run, and its ``GPTConfig``."""
+    """Return the ``Pretrained`` in ``folder``, of a run or of another library, and its configuration."""
     if not (folder and Path(folder).is_dir()):
         raise InputError(f"pretrained is {str(folder)!r}; expected the folder of a trained model")
     config = load_config(model_folder(folder))
@@ -76,11 +76,10 @@ def load_pretrained(pretrained, config, device="cpu"):
         return source, digest
     if replace(source.config, context_length=config.context_length, dropout=config.dropout) != config:
         raise InputError(f"the model in {pretrained.folder} has another shape than it had: {source.config}")
-    model = GPT(config).build(seed=None, device=device)
-    values = {path: parameter.value for path, parameter in source.parameters().items()}
-    if "positions.table" in values:
-        values["positions.table"] = values["positions.table"][: config.context_length]
-    assign(model, values)
+    model = architecture_of(config).model(config).build(seed=None, device=device)
+    given = source.parameters()
+    # a table of positions is the only parameter that may be shorter
+    assign(model, {path: given[path].value[: own.shape[0]] for path, own in model.parameters().items()})
     return model, digest
 
 

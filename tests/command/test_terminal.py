@@ -116,7 +116,7 @@ def test_what_is_suggested_is_the_run_again_but_wider(name, changes, material):
     assert set(arguments[len(start) :: 2]) == {"--set"}
     assigned = arguments[len(start) + 1 :: 2]
     assert len(assigned) == len({assignment.partition("=")[0] for assignment in assigned})
-    assert load_recipe(name, assigned) == load_recipe(name, [*changes, f"width={2 * recipe.model['width']}"])
+    assert load_recipe(name, assigned) == load_recipe(name, [*changes, f"width={2 * recipe.model.width}"])
 
 
 def test_a_task_is_not_judged_by_a_text(material):

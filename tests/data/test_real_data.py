@@ -10,7 +10,7 @@ import pytest
 
 from minitransformer.models import GPT
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.run import load_material
+from minitransformer.recipes.material import load_material
 from minitransformer.training import Callback, Trainer
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

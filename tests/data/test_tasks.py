@@ -6,7 +6,7 @@ import pytest
 from minitransformer.data import TASKS
 from minitransformer.errors import InputError
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.run import load_material
+from minitransformer.recipes.material import load_material
 
 SIZES = {"sort": (729, 182, 6, 6), "addition": (10_000, 1000, 4, 3)}  # in all, validation, prompt, answer
 

@@ -14,7 +14,9 @@ from bench.__main__ import check_files
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.inspection.plots import drawing, plot_positions
 from minitransformer.recipes import load_recipe, run
-from minitransformer.recipes.run import PICTURE, Display, train_recipe
+from minitransformer.recipes.progress import Display
+from minitransformer.recipes.run import train_recipe
+from minitransformer.training.output import PICTURE
 
 # an old matplotlib with a new pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")

@@ -9,8 +9,9 @@ from common.model_folders import IDS, change_config, change_tensors, random_mode
 from safetensors.numpy import load_file, save_file
 
 from minitransformer.errors import InputError
+from minitransformer.pretrained import gpt2
 from minitransformer.pretrained.model_folder import assign, load_model, save_model
-from minitransformer.pretrained.weight_files import PREFIX
+from minitransformer.pretrained.weight_files import prefix_pattern
 
 WEIGHTS = "model.safetensors"
 
@@ -342,4 +343,4 @@ def test_what_is_read_is_held_once(model):
 
 def test_the_pattern_of_prefixes_takes_nothing_else():
     for name in ("transformer_x.wte", "modules.wte", "h.0.attn", "wte.module.weight"):
-        assert PREFIX.match(name).end() == 0
+        assert prefix_pattern(gpt2).match(name).end() == 0

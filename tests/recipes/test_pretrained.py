@@ -14,7 +14,9 @@ from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
 from minitransformer.recipes import load_recipe, recipe_from
 from minitransformer.recipes.cost import estimate_cost
-from minitransformer.recipes.run import Display, resumed_recipe, train_recipe
+from minitransformer.recipes.progress import Display
+from minitransformer.recipes.resuming import resumed_recipe
+from minitransformer.recipes.run import train_recipe
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 OTHER = "the lazy fox jumps over the quick brown dog.\n" * 40

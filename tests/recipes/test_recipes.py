@@ -272,11 +272,11 @@ def test_a_table_makes_the_recipe_again(name):
 
 
 def test_a_table_may_leave_out_what_has_a_default():
-    recipe = recipe_from({"name": "mine", "description": "", "corpus": "text"})
+    recipe = recipe_from({"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"})
     assert recipe.training == TrainingArguments()
     assert recipe.text == TextSettings()
     assert recipe.config(7) == GPTConfig(7)
-    assert recipe.model["context_length"] == 1024
+    assert recipe.model.context_length == 1024
     assert isinstance(recipe, Recipe)
 
 
@@ -285,6 +285,8 @@ def test_a_table_may_leave_out_what_has_a_default():
     [
         {"name": None},
         {"description": 3},
+        {"architecture": "rnn"},
+        {"architecture": ["gpt"]},
         {"corpus": "words"},
         {"corpus": ["text"]},
         {"model": "large"},
@@ -304,15 +306,15 @@ def test_a_table_may_leave_out_what_has_a_default():
     ids=str,
 )
 def test_damaged_tables(change):
-    table = {"name": "mine", "description": "", "corpus": "text"}
+    table = {"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"}
     recipe_from(table)
     with pytest.raises(InputError):
         recipe_from({**table, **change})
 
 
-@pytest.mark.parametrize("missing", ["name", "description", "corpus"])
+@pytest.mark.parametrize("missing", ["name", "description", "architecture", "corpus"])
 def test_tables_that_lack_a_part(missing):
-    table = {"name": "mine", "description": "", "corpus": "text"}
+    table = {"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"}
     del table[missing]
     with pytest.raises(InputError, match=f"the recipe is damaged: '{missing}'"):
         recipe_from(table)

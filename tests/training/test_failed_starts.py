@@ -9,7 +9,8 @@ from common.tiny_runs import assert_same_end, metrics, names, tiny_trainer
 from minitransformer.data import TokenWindows
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.run import Display, train_recipe
+from minitransformer.recipes.progress import Display
+from minitransformer.recipes.run import train_recipe
 from minitransformer.training import Callback
 
 

@@ -1,0 +1,49 @@
+"""The files of a run's folder beside weights and checkpoints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from minitransformer.data.corpus import CORPUS
+from minitransformer.data.tokenizer import SPECIALS, save_tokenizer, start_id
+from minitransformer.system.files import write_json
+from minitransformer.training import Callback
+from minitransformer.training.output import GENERATION, RUN
+
+
+class RunFiles(Callback):
+    """Writes what lies beside the weights wherever they are saved, and the record of the run at its start."""
+
+    def __init__(self, recipe, material, data):
+        self.recipe, self.material = recipe, material
+        self.data = [str(Path(path).resolve()) for path in data]
+
+    def on_train_begin(self, trainer):
+        """Record what the run is, before its first step."""
+        training = replace(self.recipe.training, overwrite_output_dir=False)  # once is enough
+        table = replace(self.recipe, training=training).table()
+        write_json(trainer.output_dir / RUN, {"recipe": table, "data": self.data})
+        self.on_save(trainer, trainer.output_dir)
+
+    def on_save(self, trainer, folder):
+        """Write the tokenizer, the source, and how to generate."""
+        tokenizer, context_length = self.material.tokenizer, trainer.model.config.context_length
+        save_tokenizer(tokenizer, folder, context_length)
+        write_json(folder / CORPUS, self.material.source)
+        if "generate" in self.recipe.architecture.commands:
+            self._write_generation_settings(folder, tokenizer, context_length)
+
+    def _write_generation_settings(self, folder, tokenizer, context_length):
+        settings = {
+            "bos_token_id": _start_for_transformers(tokenizer),
+            "eos_token_id": None,  # nothing ends a text here
+            "max_length": context_length + 1,  # transformers does not go on; the last token is not read
+        }
+        if self.material.answer_length:
+            settings |= {"max_new_tokens": self.material.answer_length, "do_sample": False}
+        write_json(folder / GENERATION, settings)
+
+
+def _start_for_transformers(tokenizer):
+    """Return what a text without a prompt starts after; None for padding, which transformers never sees."""
+    start = start_id(tokenizer)
+    return None if tokenizer.id_to_token(start) == SPECIALS["pad_token"] else start
