@@ -1,11 +1,13 @@
-"""The maths: every operation as a forward and a backward written by hand, on NumPy or CuPy arrays.
+"""Every operation as a forward and a backward written by hand, on NumPy or CuPy arrays.
 
 Read ``linear`` first, then ``softmax``, ``layer_norm`` and ``attention``. Each pair has one form,
 
     y, saved = operation(array, …, setting=…)
     darray, … = operation_backward(dy, saved)
 
-and ``rules`` says what all of them have in common.
+and ``rules`` holds what all of them have in common. The names in the code are those of the formulas in the
+docstrings; shapes are given in the letters B, T, H, K, D, F, V. Where code works in place, a line ends with
+the term that its array now holds.
 """
 
 from minitransformer.functional.attention import attention, attention_backward, attention_weights

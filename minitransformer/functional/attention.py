@@ -175,11 +175,11 @@ def check_gradient(dy, q):
 
 
 def check_attention(name, q, k, v, mask, bias):
-    """Raise ValueError unless the shapes of a call of the function ``name`` go together."""
+    """Raise ValueError unless the shapes given to the function ``name`` are compatible."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
             f"{name}: q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; "
-            "expected (B, Tq, H, K) and twice (B, Tk, G, K)"
+            "expected q (B, Tq, H, K), k and v (B, Tk, G, K)"
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"{name}: q {q.shape} and k {k.shape} differ in batch or head width")

@@ -1,4 +1,4 @@
-"""Who may look at whom: three integers a row, for every architecture.
+"""Attention masks: three integers per row of the batch, for every architecture.
 
 Key j is visible to query i of row b if and only if
 
@@ -14,7 +14,7 @@ UniLM sequence to sequence    length of source   0
 cross-attention               Tk (everything)    0
 ============================  =================  ============
 
-``kv_len`` leaves out the padding on the right. No T×T mask is ever kept.
+``kv_len`` excludes the padding on the right. No (T, T) mask is stored.
 """
 
 from typing import Any, NamedTuple
@@ -25,15 +25,15 @@ from minitransformer.arrays import array_module
 
 
 class Mask(NamedTuple):
-    """The mask of a batch: integers, or integer arrays (B,), one for each row."""
+    """The mask of a batch: integers, or integer arrays with one entry per row."""
 
-    kv_len: Any
-    prefix_len: Any = 0
-    offset: Any = 0
+    kv_len: Any  # () or (B,)
+    prefix_len: Any = 0  # () or (B,)
+    offset: Any = 0  # () or (B,)
 
 
 def causal_mask(length):
-    """Return the mask under which each of ``length`` positions sees itself and what came before."""
+    """Return the mask under which each of ``length`` positions sees itself and the positions before it."""
     return Mask(length, 0, 0)
 
 
@@ -53,7 +53,7 @@ def visible(xp, mask, query_length, key_length):
 
 
 def check_mask(function_name, mask, batch):
-    """Raise TypeError or ValueError unless ``mask`` is a ``Mask`` of integers, or of one for each row."""
+    """Raise TypeError or ValueError unless ``mask`` is a ``Mask`` of integers or of arrays (B,)."""
     if not isinstance(mask, Mask):
         raise TypeError(
             f"{function_name}: mask is a {type(mask).__name__}; expected a Mask, as causal_mask(T) and "
@@ -69,7 +69,7 @@ def check_mask(function_name, mask, batch):
 
 def _sees_all(mask, query_length, key_length):
     if any(array_module(part) is not np for part in mask):
-        return False  # asking a GPU would make the host wait
+        return False  # reading a value from a GPU would synchronise
     kv_len, prefix_len, offset = (np.asarray(part) for part in mask)
     first_query_sees = np.maximum(prefix_len, offset + 1)
     return bool(query_length and (np.minimum(kv_len, first_query_sees) >= key_length).all())

@@ -1,8 +1,8 @@
-"""Philox 4×32-10: random numbers as a pure function of a key and a place.
+"""Philox 4×32-10: random numbers as a pure function of a key and an index.
 
 Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). A counter of four 32-bit words is
-scrambled by ten rounds under a key of two words. Nothing is drawn in sequence and nothing is stored, so
-a dropout mask can be made again in the backward pass, by another tile or on another machine, bit for bit.
+scrambled by ten rounds under a key of two words. There is no generator state, so a dropout mask can be
+computed again in the backward pass, in other tiles or on another machine, bit for bit.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ WORD = 0xFFFFFFFF
 
 
 class Key(NamedTuple):
-    """What a layer needs to draw its random numbers: 64 bits of ``seed``, and a 32-bit ``stream``.
+    """The key of a layer's random numbers: 64 bits of ``seed`` and a 32-bit ``stream``.
 
-    The seed changes from step to step; the stream tells the users within a step apart.
+    The seed changes from step to step; the stream differs between the layers within a step.
     """
 
     seed: int
@@ -23,9 +23,9 @@ class Key(NamedTuple):
 
 
 def split_key(key, count):
-    """Return ``count`` keys of different streams, for the parts of whatever was given ``key``.
+    """Return ``count`` keys of different streams, for the parts of a layer that was given ``key``.
 
-    ``None``, which stands for evaluation, splits into Nones.
+    For ``None``, which stands for evaluation, they are all None.
     """
     if key is None:
         return (None,) * count
@@ -48,7 +48,7 @@ def _mix(word):
 def philox(counter, key_words):
     """Return the four output words for ``counter``, four uint32 arrays that broadcast together.
 
-    ``key_words`` are two 32-bit integers. Words that broadcast stay small for as long as the rounds allow.
+    ``key_words`` are two 32-bit integers. Arrays are broadcast only in the round where they meet.
     """
     a, b, c, d = counter
     key0, key1 = key_words
@@ -67,7 +67,7 @@ def philox(counter, key_words):
 
 
 def random_words(xp, key, shape):
-    """Return uint32 words of ``shape``, each a pure function of ``key`` and of its own index.
+    """Return uint32 words of ``shape``, an array of ``xp``: each is a function of ``key`` and its index.
 
     The entry at (…, i, j) is word j mod 4 of Philox at the counter (j // 4, i, n, stream), where n numbers
     the leading axes in C order (attention: b·H + h) and the key words are the seed's halves.
@@ -92,6 +92,6 @@ def random_words(xp, key, shape):
 def keep_mask(xp, key, shape, rate):
     """Return booleans of ``shape``: False with probability ``rate``, compared as integers.
 
-    Integers compare alike everywhere: no rounding to a float can make two devices disagree.
+    Integers compare alike on every device; floats might be rounded differently.
     """
     return random_words(xp, key, shape) >= round(rate * 2**32)

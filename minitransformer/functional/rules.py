@@ -1,14 +1,14 @@
-"""The rules that every pair of this folder keeps, said once.
+"""The rules common to all pairs of this folder, in two decorators.
 
 A forward takes its differentiable arrays as positional arguments and returns ``y, saved``; its backward
-takes ``dy, saved`` and returns one gradient per positional array, in order. These two decorators add
-what is the same for all of them and keep it out of the formulas:
+takes ``dy, saved`` and returns one gradient per positional array, in order. The decorators ``forward``
+and ``backward`` add to them:
 
-- one floating type a call: float32 with float64 is an error, not a silent conversion;
-- half types (float16, bfloat16) are computed in float32 and come back as they were;
-- ``add_to``: gradients are added into arrays that the caller owns.
+- one floating type per call: float32 with float64 is an error, not a silent conversion;
+- half types (float16, bfloat16) are computed in float32, and results returned in the half type;
+- ``add_to``: gradients are added to arrays that the caller owns.
 
-What a backward returns may be ``dy`` itself, or one array in two places: never write into it.
+A returned gradient may be ``dy`` itself, or one array may be returned twice: never write into it.
 """
 
 import functools
@@ -24,7 +24,7 @@ COMPUTED_IN_FLOAT32 = ("float16", "bfloat16")
 
 
 class HalfSaved(NamedTuple):
-    """What a call on a half type saved: the type to return gradients in, and the float32 call's own."""
+    """What a call on a half type saves: the type of its gradients, and what the float32 call saved."""
 
     dtype: Any
     saved: Any
@@ -39,8 +39,8 @@ def forward(function):
     argument_names = tuple(inspect.signature(function).parameters)
 
     @functools.wraps(function)
-    def checked(*arrays, **settings):
-        dtype = common_type(name, argument_names, arrays)
+    def wrapper(*arrays, **settings):
+        dtype = find_common_type(name, argument_names, arrays)
         # a NumPy scalar among the settings would decide the type of the result; a Python one does not
         settings = {
             name: float(value) if isinstance(value, np.floating) else value
@@ -51,20 +51,19 @@ def forward(function):
         y, saved = function(*(_cast(array, np.float32) for array in arrays), **settings)
         return (y if y.ndim == 0 else _cast(y, dtype)), HalfSaved(dtype, saved)
 
-    return checked
+    return wrapper
 
 
 def backward(function):
     """Run half types in float32 and give ``function`` the argument ``add_to``.
 
-    ``add_to`` holds one array or None per gradient: the gradient is added there and that array is
-    returned. A function that names ``add_to`` itself may have added already: it then returns that very
-    array.
+    ``add_to`` holds one array or None per gradient: the gradient is added to the array, which is returned.
+    A function that has a parameter ``add_to`` itself may add, and then returns that array.
     """
     adds_itself = "add_to" in inspect.signature(function).parameters
 
     @functools.wraps(function)
-    def checked(dy, saved, *, add_to=None):
+    def wrapper(dy, saved, *, add_to=None):
         dtype = None
         if isinstance(saved, HalfSaved):
             dtype, saved = saved
@@ -76,10 +75,10 @@ def backward(function):
             _deliver(gradient, owner, dtype) for gradient, owner in zip(gradients, owners, strict=True)
         )
 
-    return checked
+    return wrapper
 
 
-def common_type(function_name, argument_names, arrays):
+def find_common_type(function_name, argument_names, arrays):
     """Return the one floating type of ``arrays``; raise TypeError, naming the argument, if there is none."""
     known = COMPUTED_AS_THEY_ARE + COMPUTED_IN_FLOAT32
     first_name, first_type = None, None
@@ -102,7 +101,7 @@ def common_type(function_name, argument_names, arrays):
 def check_ids(function_name, ids, limit, noun="id"):
     """Raise ValueError naming the first of ``ids`` that is not in [0, ``limit``).
 
-    Only on the CPU: asking a GPU would make the host wait in every step.
+    Only on the CPU: on a GPU this would synchronise in every step.
     """
     if array_module(ids) is not np or ids.size == 0:
         return
