@@ -4,22 +4,22 @@
     check_layer(block, x, mask=causal_mask(5))
     check_model(gpt, batch)
 
-Each draws a random upstream gradient (never ones: softmax and a unit-gain layer norm have a zero gradient
-there), gives parameters random values (never their initial ones: a wrong use of a gain that is 1 shows
-nothing), and compares with differences of the forward, all in float64. On success the errors are returned
-by argument; otherwise ``GradientError`` says which function, argument and index, with both values.
+Each draws a random upstream gradient (not ones, for which the gradients of softmax and of a layer norm of
+gain 1 are zero), gives parameters random values (not their initial ones: with a gain of 1, its wrong use
+would not be noticed), and compares gradients with finite differences of the forward, all in float64. It
+returns the largest error of each argument, or raises ``GradientError``, which names the function, the
+argument and the index and gives both values.
 
-What would bend the measurement is refused by name: arguments that are no finite float64 arrays (TypeError,
+What would invalidate the comparison is refused: arguments that are not finite float64 arrays (TypeError,
 InputError); a gradient of another type or shape than its argument; a forward or a backward that writes into
 arguments, settings, parameters or the upstream gradient; a pullback that does not add to parameters'
 gradients.
 
-Kinks, as of ReLU, are found in the forward itself: a slope is measured at six points, and believed only if
-the left and the right slope are the same and two estimates of it agree; near a kink the step becomes
-shorter, or another direction is drawn. An entry that lies on a kink (or nearer to it than 1e-8 of itself)
-may have any gradient between the slopes on both sides. Where every direction starts on kinks, entries are
-sampled, and directions are measured at a point moved a little. What can't be measured is neither right nor
-wrong: ``UndecidedError``.
+Kinks, such as ReLU's, are detected in the forward: a slope is measured at six points, and accepted only if
+the left and the right slope are equal and two estimates of it agree; near a kink a shorter step is taken, or
+another direction. At an entry that lies on a kink (or within 1e-8 of it, relatively), any gradient between
+the slopes on both sides is accepted. Where every direction starts on kinks, some entries are checked, and
+directions are checked at a nearby point. ``UndecidedError`` is raised for what cannot be measured.
 """
 
 import contextlib
@@ -28,11 +28,17 @@ import math
 import numpy as np
 
 from minitransformer.arrays import array_module, to_numpy
-from minitransformer.gradcheck.arguments import check_arrays, check_inputs, is_float64, kind, positional_names
+from minitransformer.gradcheck.arguments import (
+    check_arrays,
+    check_inputs,
+    describe_type,
+    is_float64,
+    list_argument_names,
+)
 from minitransformer.gradcheck.comparison import ELEMENTS_UP_TO, check
 from minitransformer.gradcheck.errors import GradientError, UndecidedError
 from minitransformer.gradcheck.subject import Subject
-from minitransformer.gradcheck.unchanged import copied
+from minitransformer.gradcheck.unchanged import copy_array
 
 __all__ = [
     "ELEMENTS_UP_TO",
@@ -49,10 +55,10 @@ def check_operation(forward, backward, *arrays, seed=0, **settings):
 
     ``settings`` go to ``forward`` as they are. Returns ``{argument: error}``, or raises ``GradientError``.
     """
-    name = _name(forward)
-    names = positional_names(forward, len(arrays))
+    name = _get_name(forward)
+    names = list_argument_names(forward, len(arrays))
     check_arrays(name, dict(zip(names, arrays, strict=True)))
-    arrays = [None if array is None else copied(array) for array in arrays]
+    arrays = [None if array is None else copy_array(array) for array in arrays]
     arguments = {key: array for key, array in zip(names, arrays, strict=True) if array is not None}
 
     def run():
@@ -62,14 +68,14 @@ def check_operation(forward, backward, *arrays, seed=0, **settings):
         y, saved = result
 
         def pullback(upstream):
-            gradients = _one_for_each(name, backward(upstream["y"], saved), names)
+            gradients = _check_count(name, backward(upstream["y"], saved), names)
             return {key: g for key, g in zip(names, gradients, strict=True) if key in arguments}
 
         return {"y": y}, pullback
 
     subject = Subject(name, arguments, run, watched={**settings, **arguments})
-    random = _random(seed)
-    return check(subject, lambda y: _draw(random, y), _random(seed, "directions"))
+    random = _make_generator(seed)
+    return check(subject, lambda y: _draw_like(random, y), _make_generator(seed, "directions"))
 
 
 def check_layer(layer, *inputs, seed=0, **settings):
@@ -77,13 +83,13 @@ def check_layer(layer, *inputs, seed=0, **settings):
 
     ``inputs`` and ``settings`` go to the layer as they are; those of ``inputs`` that are float64 arrays are
     differentiated. A layer may return a tuple of arrays; its pullback then takes as many gradients. The
-    layer's parameters get random values for the check, and their own (and their gradients) back after it.
+    layer's parameters have random values during the check; then values and gradients are restored.
     """
     _check_built(layer)
-    name, random = type(layer).__name__, _random(seed)
-    names = positional_names(layer, len(inputs))
+    name, random = type(layer).__name__, _make_generator(seed)
+    names = list_argument_names(layer, len(inputs))
     check_inputs(name, dict(zip(names, inputs, strict=True)))
-    inputs = [copied(value) if is_float64(value) else value for value in inputs]
+    inputs = [copy_array(value) if is_float64(value) else value for value in inputs]
     given = dict(zip(names, inputs, strict=True))
     differentiable = {key: value for key, value in given.items() if is_float64(value)}
 
@@ -96,21 +102,21 @@ def check_layer(layer, *inputs, seed=0, **settings):
             gradients = pullback(*upstream.values())
             if differentiable:
                 gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-                gradients = _one_for_each(name, gradients, list(differentiable))
+                gradients = _check_count(name, gradients, list(differentiable))
             else:
                 _check_none(name, gradients, given)
                 gradients = ()
-            return dict(zip(differentiable, gradients, strict=True)) | _gradients(layer)
+            return dict(zip(differentiable, gradients, strict=True)) | _collect_gradients(layer)
 
         return dict(zip(labels, outputs, strict=True)), pull
 
-    with _random_parameters(layer, random):
+    with _randomise_parameters(layer, random):
         parameters = layer.parameters()
         values = {path: parameter.value for path, parameter in parameters.items()}
         subject = Subject(
             name, differentiable | values, run, {**settings, **given, **values}, parameters=parameters
         )
-        return check(subject, lambda y: _draw(random, y), _random(seed, "directions"))
+        return check(subject, lambda y: _draw_like(random, y), _make_generator(seed, "directions"))
 
 
 def check_model(model, batch, seed=0, **settings):
@@ -119,18 +125,18 @@ def check_model(model, batch, seed=0, **settings):
     ``batch`` and ``settings`` go to ``model.loss``; its totals are weighted at random.
     """
     _check_built(model)
-    name, random = type(model).__name__, _random(seed)
+    name, random = type(model).__name__, _make_generator(seed)
 
     def run():
         totals, backward = model.loss(batch, **settings)
 
         def pull(weights):
             backward(weights)
-            return _gradients(model)
+            return _collect_gradients(model)
 
         return {key: np.asarray(to_numpy(total)) for key, total in totals.items()}, pull
 
-    with _random_parameters(model, random):
+    with _randomise_parameters(model, random):
         parameters = model.parameters()
         values = {path: parameter.value for path, parameter in parameters.items()}
         subject = Subject(
@@ -141,15 +147,15 @@ def check_model(model, batch, seed=0, **settings):
             "the weights it was given, those of {label}",
             parameters,
         )
-        return check(subject, lambda _: random.uniform(0.5, 1.5), _random(seed, "directions"))
+        return check(subject, lambda _: random.uniform(0.5, 1.5), _make_generator(seed, "directions"))
 
 
-def _one_for_each(name, gradients, names):
-    """Return ``gradients``; raise GradientError unless it is a tuple with one entry for each of ``names``."""
+def _check_count(name, gradients, names):
+    """Return ``gradients``; raise GradientError unless it is a tuple with one entry per name."""
     if not isinstance(gradients, tuple) or len(gradients) != len(names):
         what = f"{len(gradients)} gradients" if isinstance(gradients, tuple) else type(gradients).__name__
         raise GradientError(
-            f"{name}: backward returned {what}; expected a tuple, a gradient for each of {', '.join(names)}"
+            f"{name}: backward returned {what}; expected a tuple of one gradient each for {', '.join(names)}"
         )
     return gradients
 
@@ -162,7 +168,7 @@ def _check_built(layer):
 def _check_none(name, gradients, inputs):
     """Raise TypeError for gradients of inputs none of which can be differentiated."""
     if any(hasattr(g, "dtype") for g in (gradients if isinstance(gradients, tuple) else (gradients,))):
-        types = ", ".join(f"{key} is {kind(value)}" for key, value in inputs.items())
+        types = ", ".join(f"{key} is {describe_type(value)}" for key, value in inputs.items())
         raise TypeError(
             f"{name}: {types}, and backward returns a gradient; what is to be differentiated is passed as "
             "float64: np.asarray(x, np.float64)"
@@ -170,8 +176,8 @@ def _check_none(name, gradients, inputs):
 
 
 @contextlib.contextmanager
-def _random_parameters(layer, random):
-    """Give a built layer random parameters within a ``with`` block, and its own back after it."""
+def _randomise_parameters(layer, random):
+    """Give a built layer random parameters within a ``with`` block; then restore values and gradients."""
     flat = layer.flat
     kept, kept_gradients = flat.values.copy(), flat.gradients.copy()
     try:
@@ -186,18 +192,18 @@ def _random_parameters(layer, random):
         flat.gradients[...] = kept_gradients
 
 
-def _gradients(layer):
+def _collect_gradients(layer):
     return {path: parameter.gradient for path, parameter in layer.parameters().items()}
 
 
-def _random(seed, purpose="values"):
-    """Return a generator that repeats nothing that a caller drew from ``default_rng(seed)``."""
+def _make_generator(seed, purpose="values"):
+    """Return a generator independent of ``default_rng(seed)``, which the caller may have used."""
     return np.random.default_rng([seed, *purpose.encode()])
 
 
-def _name(function):
+def _get_name(function):
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _draw(random, y):
+def _draw_like(random, y):
     return array_module(y).asarray(random.normal(size=y.shape))

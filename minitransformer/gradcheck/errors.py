@@ -1,8 +1,8 @@
-"""What a check says when it does not pass."""
+"""The errors that a check raises."""
 
 
 class GradientError(AssertionError):
-    """A backward pass and differences of its forward pass disagree, or one of the two broke its contract."""
+    """A backward pass and differences of its forward pass disagree, or one violates its contract."""
 
 
 class UndecidedError(RuntimeError):

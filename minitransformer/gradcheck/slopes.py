@@ -1,10 +1,10 @@
-"""Slopes of a function along a line, each with an estimate of its own error.
+"""Slopes of a function along a line, each with an estimate of its error.
 
-A line is measured at six points around 0: ±h/2, ±h, ±2h. The odd part of a smooth function, divided by h, is
-a constant and terms in h² and h⁴; three steps give the constant twice, and how far these are apart bounds
-the error that is left. The even part, divided by h, has terms in h and h³ only; its constant is the right
-slope less the left one, which is zero unless 0 is a kink. A kink or a jump elsewhere between the points
-spoils both. So a slope is believed only where both are small, beside the rounding of the values: then it is
+A function is evaluated at six points around 0: ±h/2, ±h, ±2h. The odd part of a smooth function, divided by
+h, is a constant plus terms in h² and h⁴; three steps give two estimates of the constant, and their difference
+bounds the remaining error. The even part, divided by h, has terms in h and h³ only; its constant is the right
+slope minus the left one, which is zero unless 0 is a kink. A kink or a jump elsewhere between the points
+disturbs both. So a slope is accepted only if both are small, and the rounding of the values too: then it is
 the slope of a smooth function, or of a smooth piece; otherwise a shorter step is taken.
 """
 
@@ -20,18 +20,18 @@ COARSEST = 2.0**-10  # powers of two: most entries plus a step are exact
 SHORTER = 2.0**-4
 FINEST = 2.0**-26
 MOST_STEPS = 14
-LONGER = 2.0**-6, 2.0**-3  # for functions that change little beside their own size
-CONFIRMING = 0.375, 0.14  # of the step: none of their points is one of the first ones
+LONGER = 2.0**-6, 2.0**-3  # for functions that change little relative to their values
+CONFIRMING = 0.375, 0.14  # times the step: none of their points was evaluated before
 BELIEVED = 1e-6
 STEADY = 1e-2
 NOISE = 1e-10
-CAUTION = 4  # an error is an estimate
+CAUTION = 4  # the factor by which an estimated error is increased
 
 
 class Loss:
-    """upstream · (y − y₀), where y is the value of ``evaluate()`` now and y₀ that at the beginning.
+    """upstream · (y − y₀), where y is the value of ``evaluate()`` now and y₀ the initial one.
 
-    The difference is taken entry by entry: what does not change adds no rounding.
+    The difference is taken entry by entry: entries that do not change add no rounding.
     """
 
     def __init__(self, evaluate, outputs, upstream):
@@ -42,12 +42,12 @@ class Loss:
             self.squares[label] = square if math.isfinite(float(square.sum())) else None
         self.size = math.sqrt(sum(float(s.sum()) for s in self.squares.values() if s is not None))
 
-    def change(self):
-        """Return the change, NaN where the forward is not defined."""
+    def measure_change(self):
+        """Return the change of the loss; NaN where the forward is not defined."""
         return sum(float((self.upstream[label] * d).sum()) for label, d in self._differences().items())
 
-    def change_and_rounding(self):
-        """Return the change, and how large the rounding of the entries that changed is in it."""
+    def measure_change_and_rounding(self):
+        """Return the change of the loss, and an estimate of the rounding of the entries that changed."""
         differences = self._differences()
         change = sum(float((self.upstream[label] * d).sum()) for label, d in differences.items())
         squares = 0.0
@@ -56,15 +56,15 @@ class Loss:
                 squares += float((self.squares[label] * (difference != 0)).sum())
         return change, np.finfo(np.float64).eps * (math.sqrt(squares) or self.size)
 
-    def changed(self):
-        """Return for every entry of y whether it changed."""
+    def find_changed(self):
+        """Return booleans, one per entry of all outputs: whether it changed."""
         return np.concatenate([to_numpy(d != 0).reshape(-1) for d in self._differences().values()])
 
     def _differences(self):
         with np.errstate(all="ignore"):
             try:
                 outputs = self.evaluate()
-            except (ArithmeticError, ValueError):  # outside the domain; at the arguments themselves it ran
+            except (ArithmeticError, ValueError):  # outside the domain
                 return {label: base * math.nan for label, base in self.outputs.items()}
             differences = {}
             for label, base in self.outputs.items():
@@ -77,10 +77,10 @@ class Loss:
 
 
 class Line:
-    """The change of a loss along a line: ``move(t)`` goes to the point t on it.
+    """The change of a loss along a line: ``move(t)`` sets the arguments to the point t on it.
 
     Steps are multiples of ``unit``; those shorter than ``finest`` are taken only where longer ones leave the
-    function's domain. Used in a ``with`` block, which ends at 0.
+    function's domain. A context manager, which moves back to 0 on exit.
     """
 
     def __init__(self, loss, move, unit, finest):
@@ -93,20 +93,24 @@ class Line:
     def __exit__(self, *_):
         self.move(0.0)
 
-    def at(self, t):
-        """Return the change at ``t``, and its rounding."""
+    def measure(self, t):
+        """Return the change of the loss at ``t``, and its rounding."""
         if t not in self.known:
             self.move(t)
-            self.known[t] = self.loss.change_and_rounding()
+            self.known[t] = self.loss.measure_change_and_rounding()
         return self.known[t]
 
-    def central(self, step):
-        """Return the central difference of second order, whatever it is worth."""
-        return (self.at(step)[0] - self.at(-step)[0]) / (2 * step)
+    def measure_slope(self, step):
+        """Return the central difference of second order, of unknown accuracy."""
+        return (self.measure(step)[0] - self.measure(-step)[0]) / (2 * step)
 
 
 class Fit(NamedTuple):
-    """What six points say: slope, how far two estimates of it are apart, kink, the slopes on both sides."""
+    """The result of six points.
+
+    ``slope`` and the difference of two estimates of it, ``spread``; ``kink``, the right slope minus the left
+    one; the slopes on both sides; the rounding of a slope.
+    """
 
     step: float
     slope: float
@@ -121,9 +125,9 @@ class Fit(NamedTuple):
         return CAUTION * (self.spread + abs(self.kink) + self.rounding)
 
     def is_steady(self, size):
-        """Return True if the error is small beside the slope itself, or no more than rounding may do.
+        """Return True if the error is small relative to the slope itself, or may be rounding.
 
-        A fast wave, sampled by long steps, has errors that are small beside a claim of its true slope.
+        A fast wave sampled by long steps has errors that are small relative only to its true slope.
         """
         return self.spread + abs(self.kink) <= max(STEADY * abs(self.slope), NOISE * size / self.step)
 
@@ -133,7 +137,7 @@ def fit(line, step):
     sides = {}
     for sign in (1, -1):
         for multiple in (0.5, 1, 2):
-            value, rounding = line.at(sign * multiple * step)
+            value, rounding = line.measure(sign * multiple * step)
             if not math.isfinite(value):
                 return None
             sides[sign * multiple] = value
@@ -159,9 +163,9 @@ def fit(line, step):
 class Verdict(NamedTuple):
     """Whether a slope is that of a line: "right", "wrong", "kink" (the line starts on one) or "undecided".
 
-    ``error`` is how far it is from ``slope``, which was measured with ``step``: on a kink from anything
-    between the slopes on both sides. ``reason`` says why nothing could be decided; ``is_flat`` that nothing
-    at all changes with this step, while it did with a longer one.
+    ``error`` is its distance from ``slope``, which was measured with ``step``; on a kink, its distance from
+    the interval between the slopes on both sides. ``reason`` says why it is undecided; ``is_flat`` is True if
+    nothing changes with this step, but did with a longer one.
     """
 
     word: str
@@ -172,15 +176,18 @@ class Verdict(NamedTuple):
     is_flat: bool = False
 
 
-def agrees(line, analytic, scale, tolerance):
-    """Return the verdict "right" if four points at one fixed step agree to ``tolerance``, else None.
+def judge_quickly(line, analytic, scale, tolerance):
+    """Return the verdict "right" if the slope from four points agrees to ``tolerance``, else None.
 
-    That they agree by chance, while they are spoiled by something, is as unlikely as ``tolerance`` is small.
+    That a disturbed measurement agrees by chance is as improbable as ``tolerance`` is small.
     """
     step = COARSEST * line.unit
-    slope = (4 * line.central(step) - line.central(2 * step)) / 3
+    slope = (4 * line.measure_slope(step) - line.measure_slope(2 * step)) / 3
     error = abs(slope - analytic)
-    if error <= tolerance * scale and CAUTION * line.at(step)[1] / step <= max(BELIEVED, tolerance) * scale:
+    if (
+        error <= tolerance * scale
+        and CAUTION * line.measure(step)[1] / step <= max(BELIEVED, tolerance) * scale
+    ):
         return Verdict("right", error, slope, step)
     return None
 
@@ -188,12 +195,12 @@ def agrees(line, analytic, scale, tolerance):
 def judge(line, analytic, scale, tolerance):
     """Return the ``Verdict`` on the slope ``analytic`` of ``line``.
 
-    A measured slope counts if its own error is below ``BELIEVED``, relative to ``scale`` or to itself if it
-    is larger, and then ``tolerance`` or its error, if that is larger, is how far ``analytic`` may be from it.
-    To call a slope wrong takes measurements with three steps that agree with each other.
+    A measured slope is used if its error is below ``BELIEVED``, relative to the larger of ``scale`` and
+    itself. Then ``analytic`` may differ from it by the larger of ``tolerance`` and its error. A slope is
+    called wrong only if measurements with three steps agree with each other.
     """
     fits = []
-    for step in _steps(line, scale):
+    for step in _generate_steps(line, scale):
         found = fit(line, step)
         if found is None:
             continue
@@ -204,20 +211,20 @@ def judge(line, analytic, scale, tolerance):
             if _is_confirmed(line, found, analytic, scale, tolerance):
                 return Verdict("wrong", error, found.slope, step, is_flat=bool(fits) and _is_flat(line, step))
         fits.append(found)
-    return _at_a_kink(fits, analytic, scale) or Verdict("undecided", reason=_reason(line, fits, scale))
+    return _judge_at_kink(fits, analytic, scale) or Verdict("undecided", reason=_explain(line, fits, scale))
 
 
-def _steps(line, scale):
-    """Yield steps, ever shorter until they drown in rounding; then longer ones if the first did already."""
-    drowns = False
+def _generate_steps(line, scale):
+    """Yield shorter and shorter steps until rounding dominates; longer ones if it did with the first."""
+    is_rounding = False
     for power in range(MOST_STEPS):
         step = COARSEST * SHORTER**power * line.unit
         yield step
-        value, rounding = line.at(step)
-        drowns = math.isfinite(value) and CAUTION * rounding > BELIEVED * max(scale * step, abs(value))
-        if drowns or (math.isfinite(value) and step * SHORTER < line.finest):
+        value, rounding = line.measure(step)
+        is_rounding = math.isfinite(value) and CAUTION * rounding > BELIEVED * max(scale * step, abs(value))
+        if is_rounding or (math.isfinite(value) and step * SHORTER < line.finest):
             break
-    if drowns and power == 0:
+    if is_rounding and power == 0:
         yield from (step * line.unit for step in LONGER)
 
 
@@ -240,11 +247,11 @@ def _is_confirmed(line, found, analytic, scale, tolerance):
 
 
 def _is_flat(line, step):
-    return all(line.at(sign * multiple * step)[0] == 0.0 for sign in (1, -1) for multiple in (0.5, 1, 2))
+    return all(line.measure(sign * multiple * step)[0] == 0.0 for sign in (1, -1) for multiple in (0.5, 1, 2))
 
 
-def _at_a_kink(fits, analytic, scale):
-    """Return the verdict if the line starts on a kink: both sides' slopes are the same at two steps."""
+def _judge_at_kink(fits, analytic, scale):
+    """Return the verdict if the line starts on a kink, where each side's slope is the same at two steps."""
     for wide, narrow in reversed(list(itertools.pairwise(fits))):
         low, high = sorted((narrow.left, narrow.right))
         steeper = max(abs(low), abs(high))
@@ -258,9 +265,9 @@ def _at_a_kink(fits, analytic, scale):
     return None
 
 
-def _reason(line, fits, scale):
+def _explain(line, fits, scale):
     if not fits:
-        return "it is not finite near by"
+        return "it is not finite at nearby points"
     if CAUTION * fits[0].rounding > BELIEVED * scale:
-        return f"changes drown in the rounding of values of size {line.loss.size:.0e}"
-    return "kinks, jumps or errors of rounding are too close"
+        return f"its changes are smaller than the rounding of values of size {line.loss.size:.0e}"
+    return "kinks, jumps or rounding errors are too close"

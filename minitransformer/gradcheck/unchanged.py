@@ -1,4 +1,4 @@
-"""Who wrote into what: contents of arguments and settings before a call, and what differs after it."""
+"""Detection of writes: the contents of arguments and settings before a call, compared with those after."""
 
 from dataclasses import fields, is_dataclass
 
@@ -8,18 +8,18 @@ from minitransformer.arrays import to_numpy
 
 
 class Contents:
-    """The contents of ``named``, a dictionary of anything, at one moment.
+    """A snapshot of ``named``, a dictionary of any values.
 
-    Arrays and numbers are found in dictionaries, lists, tuples, named tuples and dataclasses; whatever else
-    there is counts as changed only when something else stands in its place.
+    Arrays and numbers are compared by content, within dictionaries, lists, tuples, named tuples and
+    dataclasses as well; other objects by identity.
     """
 
     def __init__(self, named):
         self.named = named
         self.leaves = dict(self._leaves())
 
-    def changed(self):
-        """Return the path of the first thing that is not what it was, or None."""
+    def find_change(self):
+        """Return the path of the first value that has changed, or None."""
         now = dict(self._leaves())
         for path in (*self.leaves, *now):
             if path not in now or path not in self.leaves or now[path] != self.leaves[path]:
@@ -44,7 +44,7 @@ def _leaves(value, path, above):
 
 
 def _parts(value, path):
-    """Return pairs of a path and what is there, or None for what has no parts."""
+    """Return pairs of path and value of the parts of ``value``, or None if it has none."""
     if isinstance(value, dict):
         return [(f"{path}[{key!r}]", part) for key, part in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -56,6 +56,6 @@ def _parts(value, path):
     return None
 
 
-def copied(array):
-    """Return a copy of ``array`` that nobody else holds, in the same order in memory."""
+def copy_array(array):
+    """Return a copy of ``array`` with the same memory layout."""
     return np.array(array, order="K") if isinstance(array, np.ndarray | np.generic) else array.copy()

@@ -2,7 +2,7 @@
 
 The suite takes some seeds of the smaller sizes. As many as you like, of all sizes (100 take about two hours):
 
-    MINITRANSFORMER_SEEDS=100 pytest tests/test_gradcheck_kinks.py
+    MINITRANSFORMER_SEEDS=100 pytest tests/gradcheck/test_gradcheck_kinks.py
 """
 
 import os
