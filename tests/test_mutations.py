@@ -1,7 +1,7 @@
 """The planting of mistakes itself: what is replaced, and what is refused."""
 
 import pytest
-from mutations import mutated
+from common.mutations import mutated
 
 SOURCE = """
 def scaled(x):
