@@ -1,4 +1,28 @@
-"""Kernels for the processor: vectors and threads through Numba, for float32 arrays of NumPy."""
+"""Kernels for the CPU: vectors and threads through Numba, for float32 arrays of NumPy.
+
+Names in this package, each with one meaning. Sizes count elements; a byte size, stride or offset ends in
+``_bytes``. Inside compiled functions an array is the address of its first element, and a float takes 4 bytes.
+
+    LANES, VECTOR_BYTES   float32 per vector register, and its size in bytes
+    ROWS, COLUMNS         the results of one ``product``: ROWS rows of COLUMNS = 2 LANES
+    KEY_BLOCK             keys whose scores exist at a time: "a block of keys"
+    QUERY_BLOCK           queries whose scores exist at a time: "a block of queries", one per lane
+    tile                  the queries for which a block of keys is packed once: some blocks of queries
+    task, worker          what a thread computes between two looks at the counter; the thread
+    splits                parts of one task's work, so that every worker gets about as much
+    heads, kv_heads       query heads H, and key/value heads G; h and g are their indices
+    group_size            query heads per key/value head: H / G
+    head_width            floats per head K; ``padded_width`` is that of rows in scratch memory
+    q, k, v, y, dy, …     whole arrays, (B, T, H, K) by their strides
+    k_block, dk_block, …  a block of keys in scratch memory, in padded rows
+    q_lanes, q_rows, …    a block of queries in scratch memory, transposed and not
+    state                 what a block of queries keeps from one block of keys to the next
+    scores, weights       (keys, queries) of a block: in units of log 2, and 2 to that power
+    largest, peak         per query, the largest score, and the probability of its key
+    delta                 per query, Σ dy·y
+    visible_counts        per query, n: it sees the keys 0 … n − 1
+    offset                the mask's: query i sees key j ≤ i + offset
+"""
 
 import contextlib
 import functools
@@ -11,23 +35,23 @@ import numpy as np
 
 _forked = False
 WORTH = (
-    1_000_000  # multiplications in q kᵀ: with less to do, definitions take as long, or Numba's loading longer
+    1_000_000  # multiplications in q kᵀ; below that, definitions are as fast, or Numba's import takes longer
 )
 
 
 def accepts_attention(q, k, v, **settings):
-    """Return True for arrays of NumPy, wherever kernels can run, unless there is little to do."""
+    """Return True for arrays of NumPy, where kernels can run and there is enough to compute."""
     if not all(type(x) is np.ndarray and x.ndim == 4 for x in (q, k, v)):
         return False
     return q.size * k.shape[1] >= WORTH and usable()
 
 
 def usable():
-    """Return True where Numba is, unless this process was forked from one that had threads."""
+    """Return True where Numba works, unless this process was forked from one that had threads."""
     if _forked:
         warnings.warn(
-            "this process was forked from one in which OpenMP's threads may have been running (kernels start "
-            "them, and PyTorch does), and they do not survive that: it runs the slower definitions; start "
+            "this process was forked from one in which threads of OpenMP may have been running (kernels and "
+            "PyTorch start them), which do not survive a fork, so it runs the slower definitions; start "
             "processes by 'spawn' or 'forkserver' instead",
             RuntimeWarning,
             stacklevel=2,
@@ -44,7 +68,7 @@ def has_numba():
         numba = importlib.import_module("numba")
     except (ImportError, ValueError) as error:  # the latter about its environment variables
         warnings.warn(
-            f"Numba is installed but cannot be imported, so definitions run in place of kernels: {error}",
+            f"Numba is installed but cannot be imported, so definitions run instead of kernels: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -52,7 +76,7 @@ def has_numba():
     return not numba.config.DISABLE_JIT
 
 
-def _after_fork():
+def _note_fork():
     global _forked  # noqa: PLW0603  a process is forked or it is not
     numba = sys.modules.get("numba")
     with contextlib.suppress(ValueError, AttributeError):  # Numba has not started its threads
@@ -61,4 +85,4 @@ def _after_fork():
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_note_fork)

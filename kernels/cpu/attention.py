@@ -1,9 +1,9 @@
 """Fused attention on the CPU: ``functional.attention`` without its probabilities.
 
-FlashAttention (Dao et al., arXiv 2205.14135): scores exist for one tile of queries and one block of keys at a
-time, so memory grows with T, not T². Of each query the largest score and its probability are saved, which is
-what others keep as one logsumexp; kept apart they are exact where scores are large. Backward makes the
-probabilities again, and dropout's mask too, which is the definition's own bit for bit.
+FlashAttention (Dao et al., arXiv 2205.14135): scores exist for one block of queries and one of keys at a
+time, so memory grows with T, not T². For each query the largest score and its probability are saved, where
+others save their combination, one logsumexp; apart they are exact even where scores are large. Backward
+recomputes the probabilities, and dropout's mask, which is bit for bit the definition's.
 """
 
 import itertools
@@ -20,19 +20,18 @@ from minitransformer.functional.rules import backward, forward
 from minitransformer.kernels.cpu import backward as backward_pass
 from minitransformer.kernels.cpu import forward as forward_pass
 from minitransformer.kernels.cpu import one_query, usable
-from minitransformer.kernels.cpu.problem import record_of, rounded_up
+from minitransformer.kernels.cpu.problem import make_problem, round_up
 from minitransformer.kernels.cpu.threads import run, thread_count
-from minitransformer.kernels.cpu.tiles import PAIR
 
-TILES_A_WORKER = 4  # at least, so that all end at about the same time
-WORTH_A_THREAD = 5e6  # multiplications and additions: less is done before a thread has woken up
+TILES_PER_WORKER = 4  # at least, so that all finish at about the same time
+WORTH_A_THREAD = 5e6  # multiplications and additions; less takes no longer than to wake a thread
 
 
 class Saved(NamedTuple):
     """What ``attention_backward`` needs.
 
     ``largest`` is each query's largest score in units of log 2 and ``peak`` the probability of that key,
-    both (B, H, Tq rounded up to whole groups); None where there was but one query.
+    both (B, H, Tq rounded up to whole blocks of queries); None for a single query.
     """
 
     q: Any
@@ -57,15 +56,15 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
         raise TypeError(f"attention: q is {q.dtype.name}; this kernel computes in float32")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     batch, queries, heads, _ = q.shape
-    q, k, v = (_with_contiguous_rows(array) for array in (q, k, v))
-    mask = _rows_of_mask(mask, batch)
-    bias = None if bias is None else _whole_bias(bias, (batch, heads, queries, k.shape[1]))
+    q, k, v = (_make_rows_contiguous(array) for array in (q, k, v))
+    mask = _broadcast_mask(mask, batch)
+    bias = None if bias is None else _broadcast_bias(bias, (batch, heads, queries, k.shape[1]))
     y = np.empty(q.shape, q.dtype)
     saved = Saved(q, k, v, y, None, None, mask, bias, scale, dropout if key is not None else 0.0, key)
     if queries == 1 and not saved.dropout:
         _attend_one_query(saved)
     else:
-        saved = _with_statistics(saved)
+        saved = _add_statistics(saved)
         _attend(saved)
     return y, saved
 
@@ -74,22 +73,22 @@ def _attend(saved):
     """Write ``y``, ``largest`` and ``peak``."""
     if not saved.y.size:
         return
-    batch, queries, heads, width = saved.q.shape
-    workers = _workers(saved, batch * heads * -(-queries // PAIR))
-    tile = _tile(queries, batch * heads, workers, PAIR, forward_pass.QUERIES)
-    problem = _problem(saved, tile=tile)
-    run(forward_pass.attention_forward, problem, forward_pass.scratch_floats(width, tile), workers)
+    batch, queries, heads, head_width = saved.q.shape
+    workers = _choose_workers(saved, batch * heads * -(-queries // forward_pass.QUERY_BLOCK))
+    tile = _choose_tile(queries, batch * heads, workers, forward_pass)
+    problem = _describe(saved, tile=tile)
+    run(forward_pass.attention_forward, problem, forward_pass.scratch_floats(head_width, tile), workers)
 
 
 def _attend_one_query(saved):
-    """Write ``y`` where there is one query."""
+    """Write ``y`` for a single query."""
     if not saved.y.size:
         return
-    batch, _, heads, width = saved.q.shape
-    groups = saved.k.shape[2]
-    workers = _workers(saved, batch * groups, cost=8)  # of reading memory
-    problem = _problem(saved, splits=_splits(batch, groups, workers))
-    run(one_query.attention_of_one_query, problem, one_query.scratch_floats(heads, width), workers)
+    batch, _, heads, head_width = saved.q.shape
+    kv_heads = saved.k.shape[2]
+    workers = _choose_workers(saved, batch * kv_heads, cost=8)  # of reading memory
+    problem = _describe(saved, splits=_choose_splits(batch, kv_heads, workers))
+    run(one_query.attention_of_one_query, problem, one_query.scratch_floats(heads, head_width), workers)
 
 
 @backward
@@ -104,20 +103,20 @@ def attention_backward(dy, saved, *, add_to=None):
         return _backward_of_definition(dy, saved)
     dq, dk, dv = _accumulators((saved.q, saved.k, saved.v), add_to or (None, None, None))
     if dq.size and dk.size:
-        dy = _with_contiguous_rows(dy)
-        batch, queries, _, width = dq.shape
+        dy = _make_rows_contiguous(dy)
+        batch, queries, _, head_width = dq.shape
         tasks = batch * dk.shape[2]
-        workers = _workers(saved, tasks * -(-queries // backward_pass.GROUP))
-        tile = _tile(queries, tasks, workers, backward_pass.GROUP, backward_pass.QUERIES)
-        splits = _splits(tasks, -(-queries // tile), workers)
+        workers = _choose_workers(saved, tasks * -(-queries // backward_pass.QUERY_BLOCK))
+        tile = _choose_tile(queries, tasks, workers, backward_pass)
+        splits = _choose_splits(tasks, -(-queries // tile), workers)
         dks, dvs = (d[None] if splits == 1 else np.zeros((splits, *d.shape), d.dtype) for d in (dk, dv))
-        if saved.largest is None:  # tiles round a little otherwise than what computed the one query did
-            saved = _with_statistics(saved._replace(y=np.empty_like(saved.y)))
+        if saved.largest is None:  # y again, too: the kernel for a single query rounds differently
+            saved = _add_statistics(saved._replace(y=np.empty_like(saved.y)))
             _attend(saved)
         gradients = {"dy": dy, "dq": dq, "dk": dks[0], "dv": dvs[0]}
-        places = {name: _place(array) for name, array in gradients.items()}
-        problem = _problem(saved, **places, tile=tile, splits=splits, split_bytes=dks.strides[0])
-        scratch = backward_pass.scratch_floats(width, tile)
+        places = {name: _locate(array) for name, array in gradients.items()}
+        problem = _describe(saved, **places, tile=tile, splits=splits, split_bytes=dks.strides[0])
+        scratch = backward_pass.scratch_floats(head_width, tile)
         run(backward_pass.attention_backward, problem, scratch, min(workers, splits * tasks))
         if splits > 1:
             for dk_part, dv_part in zip(dks, dvs, strict=True):
@@ -126,28 +125,29 @@ def attention_backward(dy, saved, *, add_to=None):
     return dq, dk, dv
 
 
-def _with_statistics(saved):
-    """Return ``saved`` with arrays for ``largest`` and ``peak``, with room for whole groups of queries."""
+def _add_statistics(saved):
+    """Return ``saved`` with empty arrays for ``largest`` and ``peak``, for whole blocks of queries."""
     batch, queries, heads, _ = saved.q.shape
-    room = rounded_up(queries, backward_pass.GROUP)
+    room = round_up(queries, backward_pass.QUERY_BLOCK)
     largest, peak = np.empty((2, batch, heads, room), saved.q.dtype)
     return saved._replace(largest=largest, peak=peak)
 
 
-def _workers(saved, tasks, cost=1):
-    """Return how many threads are of use, where a multiplication and addition costs ``cost``."""
+def _choose_workers(saved, tasks, cost=1):
+    """Return how many threads are worth waking, if a multiplication and an addition cost ``cost``."""
     sums = cost * saved.y.size * saved.k.shape[1]
     return max(1, min(thread_count(), tasks, int(sums / WORTH_A_THREAD)))
 
 
-def _tile(queries, tasks, workers, unit, most):
-    """Return how many queries make a tile: as many as keep ``TILES_A_WORKER``, in units."""
-    tiles = -(-TILES_A_WORKER * workers // tasks)
-    return min(most, max(unit, queries // tiles // unit * unit))
+def _choose_tile(queries, tasks, workers, kernel):
+    """Return the queries per tile, whole blocks: as many as leave each worker ``TILES_PER_WORKER`` tiles."""
+    tiles = -(-TILES_PER_WORKER * workers // tasks)
+    blocks = queries // tiles // kernel.QUERY_BLOCK
+    return min(kernel.LARGEST_TILE, max(1, blocks) * kernel.QUERY_BLOCK)
 
 
-def _splits(tasks, tiles, workers):
-    """Return into how many parts to cut each task, so that all workers have about as much to do."""
+def _choose_splits(tasks, tiles, workers):
+    """Return into how many parts to split each task, so that all workers have about as much to do."""
     for splits in range(1, min(workers, tiles) + 1):
         rounds = -(-tasks * splits // workers)
         if tasks * splits >= 0.9 * rounds * workers:
@@ -155,28 +155,28 @@ def _splits(tasks, tiles, workers):
     return min(workers, tiles)
 
 
-def _problem(saved, **fields):
-    """Return the record ``PROBLEM`` that describes a call, with ``fields`` that depend on the pass."""
-    batch, queries, heads, width = saved.q.shape
-    keys, groups = saved.k.shape[1:3]
+def _describe(saved, **fields):
+    """Return the record ``PROBLEM`` of a call, with the ``fields`` that depend on the pass."""
+    batch, queries, heads, head_width = saved.q.shape
+    keys, kv_heads = saved.k.shape[1:3]
     kv_len, prefix_len, offset = (_address(part) for part in saved.mask)
     key = saved.key or Key(0)
     if saved.bias is not None:
-        fields["bias"] = _place(saved.bias.transpose(0, 2, 1, 3))
+        fields["bias"] = _locate(saved.bias.transpose(0, 2, 1, 3))
     if saved.largest is not None:
         fields |= {"largest": _address(saved.largest), "peak": _address(saved.peak)}
         fields["room"] = saved.largest.shape[2]
-    return record_of(
-        q=_place(saved.q),
-        k=_place(saved.k),
-        v=_place(saved.v),
-        y=_place(saved.y),
+    return make_problem(
+        q=_locate(saved.q),
+        k=_locate(saved.k),
+        v=_locate(saved.v),
+        y=_locate(saved.y),
         batch=batch,
         queries=queries,
         keys=keys,
         heads=heads,
-        groups=groups,
-        width=width,
+        kv_heads=kv_heads,
+        head_width=head_width,
         kv_len=kv_len,
         prefix_len=prefix_len,
         offset=offset,
@@ -194,31 +194,31 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def _place(array):
-    """Return where (B, T, H, K) lies."""
+def _locate(array):
+    """Return the fields ``STRIDED`` of an array (B, T, H, K)."""
     return _address(array), *array.strides[:3]
 
 
-def _rows_of_mask(mask, batch):
-    """Return the mask's parts as int64 (3, B)."""
+def _broadcast_mask(mask, batch):
+    """Return the mask's three integers per row as int64 (3, B)."""
     rows = np.empty((len(mask), batch), np.int64)
     for row, part in zip(rows, mask, strict=True):
         row[:] = part
     return rows
 
 
-def _with_contiguous_rows(array):
-    """Return ``array``, copied if neighbours in its last axis are no neighbours in memory."""
+def _make_rows_contiguous(array):
+    """Return ``array``, copied unless its last axis is contiguous."""
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
-def _whole_bias(bias, shape):
-    """Return ``bias`` as float32, viewed as (B, H, Tq, Tk); copied only along the last axis."""
+def _broadcast_bias(bias, shape):
+    """Return ``bias`` as float32 and broadcast to (B, H, Tq, Tk); only its last axis may be copied."""
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     bias = np.broadcast_to(bias, (*bias.shape[:3], shape[3]))
     with np.errstate(over="ignore"):
         bias = bias.astype(np.float32, copy=False)
-    return np.broadcast_to(_with_contiguous_rows(bias), shape)
+    return np.broadcast_to(_make_rows_contiguous(bias), shape)
 
 
 def _accumulators(arrays, add_to):

@@ -1,251 +1,285 @@
 """The backward pass of fused attention: FlashAttention's (arXiv 2205.14135, algorithm 4) for a processor.
 
-Probabilities are made again from the scores and the two numbers that the forward saved for each query. With
-s the scores in units of log 2, largest and peak as saved, and D = Σ dy·y of a query:
+Probabilities are recomputed from the scores and the two numbers that the forward saved for each query. With
+s the scores in units of log 2, largest and peak as saved, and delta = Σ dy·y of a query:
 
-    e = 2^(s − largest),  P = e · peak,  dP = dropout(v dy),  dscores = P · (dP − D)
+    e = 2^(s − largest),  P = e · peak,  dP = dropout(v dy),  dscores = P · (dP − delta)
 
-``peak`` and dropout's 1/(1 − rate) are multiplied into dy and D once for each query, so that the inner loop
-is dscores = e · (dP − D).
+dy and delta are multiplied by ``peak`` and by dropout's 1/(1 − rate) once per query, so that the inner loop
+is dscores = e · (dP − delta).
 """
 
 from numba import carray
 from numba.extending import register_jitable
 
-from minitransformer.kernels.cpu.compiling import inlined, kernel
+from minitransformer.kernels.cpu.compiling import inline, kernel
 from minitransformer.kernels.cpu.problem import (
     PROBLEM,
-    next_task,
-    padded,
-    rounded_up,
+    count_visible,
+    padded_width,
+    round_up,
     row_of,
     scratch_of,
-    seen_by,
     statistics_of,
+    take_task,
 )
 from minitransformer.kernels.cpu.products import ROWS
 from minitransformer.kernels.cpu.tiles import (
-    KEYS,
+    COLUMNS,
+    KEY_BLOCK,
     LOG2_E,
-    PAIR,
     add_bias,
     add_lanes_times_rows,
-    add_mixture,
     add_rows,
+    add_weighted_rows,
     fill,
     hide,
-    note_seen,
+    multiply_rows_by_lanes,
     pack,
     random_words,
-    rows_times_lanes,
     scale_lanes,
+    store_visible_counts,
     transpose_in,
     transpose_out,
 )
-from minitransformer.kernels.cpu.vectors import BYTES, WIDTH, exp2, fused, load, splat, store, where, words
+from minitransformer.kernels.cpu.vectors import (
+    LANES,
+    VECTOR_BYTES,
+    exp2,
+    fused,
+    load,
+    splat,
+    store,
+    where,
+    words,
+)
 
-GROUP = 2 * PAIR  # queries whose scores exist at a time: the depth of the products for dk and dv
-QUERIES = 4 * GROUP  # the most queries of a tile, for which a block of keys is brought near but once
+QUERY_BLOCK = 2 * COLUMNS  # queries whose scores exist at a time: the depth of the products for dk and dv
+LARGEST_TILE = (
+    4 * QUERY_BLOCK
+)  # the most queries of a tile: each packed block of keys is used for all of them
 
 
-def scratch_floats(width, tile):
-    """Return how many floats of scratch memory a worker needs."""
-    groups, step = _places_of_block(0, width)[-1], _places_of_group(0, width)[-1]
-    return (groups + tile // GROUP * step) // 4
+def scratch_floats(head_width, tile):
+    """Return the number of floats of scratch memory that a worker needs."""
+    states, state_bytes = _key_block_layout(0, head_width)[-1], _state_layout(0, head_width)[-1]
+    return (states + tile // QUERY_BLOCK * state_bytes) // 4
 
 
 @register_jitable
-def _places_of_block(scratch, width):
-    """Return where a block has scores, dscores, bias, K, V, dk, dv and ones; and where groups begin."""
+def _key_block_layout(scratch, head_width):
+    """Return the addresses of a key block's scores, dscores, bias, k, v, dk, dv, ones; and of the states."""
     scores = scratch
-    dscores = scores + 4 * KEYS * GROUP
-    bias = dscores + 4 * KEYS * GROUP
-    k = bias + 4 * KEYS * GROUP
-    v = k + 4 * KEYS * padded(width)
-    dk = v + 4 * KEYS * padded(width)
-    dv = dk + 4 * KEYS * padded(width)
-    ones = dv + 4 * KEYS * padded(width)
-    return scores, dscores, bias, k, v, dk, dv, ones, ones + 4 * GROUP
+    dscores = scores + 4 * KEY_BLOCK * QUERY_BLOCK
+    bias = dscores + 4 * KEY_BLOCK * QUERY_BLOCK
+    k_block = bias + 4 * KEY_BLOCK * QUERY_BLOCK
+    v_block = k_block + 4 * KEY_BLOCK * padded_width(head_width)
+    dk_block = v_block + 4 * KEY_BLOCK * padded_width(head_width)
+    dv_block = dk_block + 4 * KEY_BLOCK * padded_width(head_width)
+    ones = dv_block + 4 * KEY_BLOCK * padded_width(head_width)
+    return scores, dscores, bias, k_block, v_block, dk_block, dv_block, ones, ones + 4 * QUERY_BLOCK
 
 
 @register_jitable
-def _places_of_group(kept, width):
-    """Return where a group of queries has what is kept from block to block; and its end.
+def _state_layout(state, head_width):
+    """Return the addresses of what a block of queries keeps from one block of keys to the next; and its end.
 
-    That is q, dy and dq in lanes, q and dy in rows, D, factors and who sees what.
+    That is q, dy and dq in lanes, q and dy in rows, and per query delta, a factor and the count of visible
+    keys.
     """
-    size = 4 * padded(width) * GROUP
-    q, dy, dq = kept, kept + size, kept + 2 * size
-    q_rows, dy_rows = kept + 3 * size, kept + 4 * size
-    offsets = kept + 5 * size
-    factors = offsets + 4 * GROUP
-    seen = factors + 4 * GROUP
-    return q, dy, dq, q_rows, dy_rows, offsets, factors, seen, seen + 4 * GROUP
+    block_bytes = 4 * padded_width(head_width) * QUERY_BLOCK
+    q_lanes, dy_lanes, dq_lanes = state, state + block_bytes, state + 2 * block_bytes
+    q_rows, dy_rows = state + 3 * block_bytes, state + 4 * block_bytes
+    deltas = state + 5 * block_bytes
+    factors = deltas + 4 * QUERY_BLOCK
+    visible_counts = factors + 4 * QUERY_BLOCK
+    end = visible_counts + 4 * QUERY_BLOCK
+    return q_lanes, dy_lanes, dq_lanes, q_rows, dy_rows, deltas, factors, visible_counts, end
 
 
 @kernel(PROBLEM, seconds=8)
 def attention_backward(problems, worker):
     """Add to dq, and to dk and dv, of which there are ``splits`` copies, ``split_bytes`` apart.
 
-    A task is a key/value head and its share of the tiles of queries: no two tasks add to one place, so the
-    result does not depend on who works when.
+    A task is a key/value head and its share of the tiles of queries: no two tasks add to the same element, so
+    the result does not depend on the order in which workers take tasks.
     """
     problem = carray(problems, (1,))[0]
     scratch = scratch_of(problem, worker)
     tiles, splits = (problem.queries + problem.tile - 1) // problem.tile, problem.splits
-    per_group = problem.heads // problem.groups
-    task = next_task(problem)
-    while task < splits * problem.batch * problem.groups:
-        split, g, b = task % splits, task // splits % problem.groups, task // splits // problem.groups
+    group_size = problem.heads // problem.kv_heads
+    task = take_task(problem)
+    while task < splits * problem.batch * problem.kv_heads:
+        split, g, b = task % splits, task // splits % problem.kv_heads, task // splits // problem.kv_heads
         for tile in range(tiles):
             turn = tile % (2 * splits)  # 0 1 2 2 1 0 …: causal tiles grow, and so each split gets as much
             if split == min(turn, 2 * splits - 1 - turn):
                 first = tile * problem.tile
                 end = min(first + problem.tile, problem.queries)
-                for h in range(g * per_group, (g + 1) * per_group):
+                for h in range(g * group_size, (g + 1) * group_size):
                     _differentiate(problem, b, h, g, first, end, split * problem.split_bytes, scratch)
-        task = next_task(problem)
+        task = take_task(problem)
     return 0
 
 
-@inlined
-def _differentiate(problem, b, h, g, first, end, split, scratch):
+@inline
+def _differentiate(problem, b, h, g, first, end, split_bytes, scratch):
     """Add to dq of the queries ``first`` … ``end`` − 1, and to dk and dv what these queries contribute."""
-    width, stride = problem.width, 4 * padded(problem.width)
-    _, _, _, k, v, dk_here, dv_here, ones, groups = _places_of_block(scratch, width)
-    step = _places_of_group(0, width)[-1]
-    fill(ones, GROUP, 1.0)
-    for i in range(first, end, GROUP):
-        _begin(problem, b, h, i, min(GROUP, end - i), groups + (i - first) // GROUP * step)
-    most = seen_by(problem, b, end - 1)
-    for start in range(0, most, KEYS):
-        keys = min(KEYS, most - start)
-        pack(k, row_of(problem.k, b, start, g), problem.k.time, keys, width)
-        pack(v, row_of(problem.v, b, start, g), problem.v.time, keys, width)
-        fill(dk_here, KEYS * padded(width), 0.0)
-        fill(dv_here, KEYS * padded(width), 0.0)
-        for i in range(first, end, GROUP):
-            kept = groups + (i - first) // GROUP * step
-            _differentiate_block(problem, b, h, i, min(GROUP, end - i), start, kept, scratch)
-        dk, dv = split + row_of(problem.dk, b, start, g), split + row_of(problem.dv, b, start, g)
-        add_rows(dk, problem.dk.time, dk_here, stride, keys, width, 1 / LOG2_E)
-        add_rows(dv, problem.dv.time, dv_here, stride, keys, width, 1.0)
-    for i in range(first, end, GROUP):
-        _finish(problem, b, h, i, min(GROUP, end - i), groups + (i - first) // GROUP * step)
+    head_width, row_bytes = problem.head_width, 4 * padded_width(problem.head_width)
+    _, _, _, k_block, v_block, dk_block, dv_block, ones, states = _key_block_layout(scratch, head_width)
+    state_bytes = _state_layout(0, head_width)[-1]
+    fill(ones, QUERY_BLOCK, 1.0)
+    for i in range(first, end, QUERY_BLOCK):
+        state = states + (i - first) // QUERY_BLOCK * state_bytes
+        _begin(problem, b, h, i, min(QUERY_BLOCK, end - i), state)
+    visible = count_visible(problem, b, end - 1)
+    for start in range(0, visible, KEY_BLOCK):
+        keys = min(KEY_BLOCK, visible - start)
+        pack(k_block, row_of(problem.k, b, start, g), problem.k.time_bytes, keys, head_width)
+        pack(v_block, row_of(problem.v, b, start, g), problem.v.time_bytes, keys, head_width)
+        fill(dk_block, KEY_BLOCK * padded_width(head_width), 0.0)
+        fill(dv_block, KEY_BLOCK * padded_width(head_width), 0.0)
+        for i in range(first, end, QUERY_BLOCK):
+            state = states + (i - first) // QUERY_BLOCK * state_bytes
+            _differentiate_block(problem, b, h, i, min(QUERY_BLOCK, end - i), start, state, scratch)
+        dk, dv = (
+            split_bytes + row_of(problem.dk, b, start, g),
+            split_bytes + row_of(problem.dv, b, start, g),
+        )
+        add_rows(dk, problem.dk.time_bytes, dk_block, row_bytes, keys, head_width, 1 / LOG2_E)
+        add_rows(dv, problem.dv.time_bytes, dv_block, row_bytes, keys, head_width, 1.0)
+    for i in range(first, end, QUERY_BLOCK):
+        state = states + (i - first) // QUERY_BLOCK * state_bytes
+        _finish(problem, b, h, i, min(QUERY_BLOCK, end - i), state)
 
 
-@inlined
-def _begin(problem, b, h, i, count, kept):
-    """Bring ``count`` queries and what their ``dy`` says into lanes, scaled, and back into rows."""
-    width, stride = problem.width, 4 * padded(problem.width)
-    q, dy, dq, q_rows, dy_rows, offsets, factors, seen, _ = _places_of_group(kept, width)
+@inline
+def _begin(problem, b, h, i, count, state):
+    """Transpose ``count`` queries and their dy into lanes, scaled, and back; initialise their state."""
+    head_width, row_bytes = problem.head_width, 4 * padded_width(problem.head_width)
+    q_lanes, dy_lanes, dq_lanes, q_rows, dy_rows, deltas, factors, visible_counts, _ = _state_layout(
+        state, head_width
+    )
     _, peak = statistics_of(problem, b, h, i)
-    note_seen(problem, b, i, GROUP, seen)
-    transpose_in(q, GROUP, row_of(problem.q, b, i, h), problem.q.time, count, width)
-    fill(factors, GROUP, problem.scale * LOG2_E)
-    scale_lanes(q, width, GROUP, factors)
-    transpose_out(q_rows, stride, GROUP, padded(width), q, GROUP)
-    transpose_in(dy, GROUP, row_of(problem.dy, b, i, h), problem.dy.time, count, width)
-    transpose_in(dq, GROUP, row_of(problem.y, b, i, h), problem.y.time, count, width)  # y, but for D alone
-    _offsets(offsets, factors, dy, dq, width, peak, problem.keep_scale)
-    scale_lanes(dy, width, GROUP, factors)
-    transpose_out(dy_rows, stride, GROUP, padded(width), dy, GROUP)
-    fill(dq, padded(width) * GROUP, 0.0)
+    store_visible_counts(problem, b, i, QUERY_BLOCK, visible_counts)
+    q = row_of(problem.q, b, i, h)
+    transpose_in(q_lanes, QUERY_BLOCK, q, problem.q.time_bytes, count, head_width)
+    fill(factors, QUERY_BLOCK, problem.scale * LOG2_E)
+    scale_lanes(q_lanes, head_width, QUERY_BLOCK, factors)
+    transpose_out(q_rows, row_bytes, QUERY_BLOCK, padded_width(head_width), q_lanes, QUERY_BLOCK)
+    dy = row_of(problem.dy, b, i, h)
+    transpose_in(dy_lanes, QUERY_BLOCK, dy, problem.dy.time_bytes, count, head_width)
+    y = row_of(problem.y, b, i, h)
+    transpose_in(dq_lanes, QUERY_BLOCK, y, problem.y.time_bytes, count, head_width)  # y, for delta only
+    _compute_deltas(deltas, factors, dy_lanes, dq_lanes, head_width, peak, problem.keep_scale)
+    scale_lanes(dy_lanes, head_width, QUERY_BLOCK, factors)
+    transpose_out(dy_rows, row_bytes, QUERY_BLOCK, padded_width(head_width), dy_lanes, QUERY_BLOCK)
+    fill(dq_lanes, padded_width(head_width) * QUERY_BLOCK, 0.0)
 
 
-@inlined
-def _differentiate_block(problem, b, h, i, count, start, kept, scratch):
-    """Add to dq of ``count`` queries, and to dk and dv of a block of keys, what they give each other."""
-    width = problem.width
-    least, most = seen_by(problem, b, i), seen_by(problem, b, i + count - 1)
-    block = min(KEYS, most - start)
+@inline
+def _differentiate_block(problem, b, h, i, count, start, state, scratch):
+    """Add to dq of ``count`` queries, and to dk and dv of a block of keys, what this pair contributes."""
+    head_width = problem.head_width
+    fewest, most = count_visible(problem, b, i), count_visible(problem, b, i + count - 1)
+    block = min(KEY_BLOCK, most - start)
     if block <= 0:
         return
-    scores, dscores, bias, k, v, dk, dv, ones, _ = _places_of_block(scratch, width)
-    q, dy, dq, q_rows, dy_rows, offsets, _, seen, _ = _places_of_group(kept, width)
+    scores, dscores, bias, k_block, v_block, dk_block, dv_block, ones, _ = _key_block_layout(
+        scratch, head_width
+    )
+    q_lanes, dy_lanes, dq_lanes, q_rows, dy_rows, deltas, _, visible_counts, _ = _state_layout(
+        state, head_width
+    )
     largest, _ = statistics_of(problem, b, h, i)
 
-    for column in range(0, count, PAIR):
-        keys = min(block, seen_by(problem, b, i + min(column + PAIR, count) - 1) - start)
-        rows_times_lanes(scores, GROUP, column, k, keys, q, width)
-        rows_times_lanes(dscores, GROUP, column, v, keys, dy, width)
+    for query in range(0, count, COLUMNS):
+        keys = min(block, count_visible(problem, b, i + min(query + COLUMNS, count) - 1) - start)
+        multiply_rows_by_lanes(scores, QUERY_BLOCK, query, k_block, keys, q_lanes, head_width)
+        multiply_rows_by_lanes(dscores, QUERY_BLOCK, query, v_block, keys, dy_lanes, head_width)
 
     if problem.bias.address:
-        add_bias(problem, b, h, i, count, start, block, scores, GROUP, bias)
-    rows = rounded_up(block, ROWS)  # what the products compute and _add_sums sums up
-    if start + rows > least:
-        hide(scores, GROUP, start, max(0, least - start), rows, seen)
+        add_bias(problem, b, h, i, count, start, block, scores, QUERY_BLOCK, bias)
+    rows = round_up(block, ROWS)  # of scores that are computed, and that _add_sums adds up
+    if start + rows > fewest:
+        hide(scores, QUERY_BLOCK, start, max(0, fewest - start), rows, visible_counts)
 
-    for column in range(0, count, PAIR):
-        keys = min(block, seen_by(problem, b, i + min(column + PAIR, count) - 1) - start)
+    for query in range(0, count, COLUMNS):
+        keys = min(block, count_visible(problem, b, i + min(query + COLUMNS, count) - 1) - start)
         if problem.threshold:
-            _dscores_dropped(problem, b, h, i, start, scores, dscores, column, keys, largest, offsets)
+            _compute_dscores_dropped(problem, b, h, i, start, scores, dscores, query, keys, largest, deltas)
         else:
-            _dscores(scores, dscores, column, keys, largest, offsets)
+            _compute_dscores(scores, dscores, query, keys, largest, deltas)
         if keys > 0:
-            add_mixture(dq, GROUP, column, k, keys, dscores, width, ones)
+            add_weighted_rows(dq_lanes, QUERY_BLOCK, query, k_block, keys, dscores, head_width, ones)
 
-    _add_sums(problem, b, i, start, dv, scores, count, block, dy_rows, ones)
-    _add_sums(problem, b, i, start, dk, dscores, count, block, q_rows, ones)
-
-
-@inlined
-def _finish(problem, b, h, i, count, kept):
-    """Add to ``dq`` of ``count`` queries, by way of the memory that held their q in rows."""
-    width, stride = problem.width, 4 * padded(problem.width)
-    _, _, dq, rows, _, _, _, _, _ = _places_of_group(kept, width)
-    transpose_out(rows, stride, GROUP, padded(width), dq, GROUP)
-    add_rows(row_of(problem.dq, b, i, h), problem.dq.time, rows, stride, count, width, problem.scale)
+    _add_sums(problem, b, i, start, dv_block, scores, count, block, dy_rows, ones)
+    _add_sums(problem, b, i, start, dk_block, dscores, count, block, q_rows, ones)
 
 
-@inlined
-def _offsets(offsets, factors, dy, y, width, peak, keep_scale):
-    """Write D · peak to ``offsets``, and what dy must be multiplied by to ``factors``, lane by lane."""
-    for column in range(0, 4 * GROUP, BYTES):
+@inline
+def _finish(problem, b, h, i, count, state):
+    """Add to ``dq`` of ``count`` queries, transposed by way of the memory that held their q in rows."""
+    head_width, row_bytes = problem.head_width, 4 * padded_width(problem.head_width)
+    _, _, dq_lanes, dq_rows, _, _, _, _, _ = _state_layout(state, head_width)
+    transpose_out(dq_rows, row_bytes, QUERY_BLOCK, padded_width(head_width), dq_lanes, QUERY_BLOCK)
+    dq = row_of(problem.dq, b, i, h)
+    add_rows(dq, problem.dq.time_bytes, dq_rows, row_bytes, count, head_width, problem.scale)
+
+
+@inline
+def _compute_deltas(deltas, factors, dy_lanes, y_lanes, head_width, peak, keep_scale):
+    """Write delta · peak to ``deltas``, and what dy must be multiplied by to ``factors``, lane by lane."""
+    for lane_bytes in range(0, 4 * QUERY_BLOCK, VECTOR_BYTES):
         total = splat(0.0)
-        for row in range(0, 4 * GROUP * width, 4 * GROUP):
-            total = fused(load(dy + row + column), load(y + row + column), total)
-        share = load(peak + column)
-        store(offsets + column, total * share)
-        store(factors + column, share * splat(keep_scale))
+        for row_bytes in range(0, 4 * QUERY_BLOCK * head_width, 4 * QUERY_BLOCK):
+            dy, y = load(dy_lanes + row_bytes + lane_bytes), load(y_lanes + row_bytes + lane_bytes)
+            total = fused(dy, y, total)
+        share = load(peak + lane_bytes)
+        store(deltas + lane_bytes, total * share)
+        store(factors + lane_bytes, share * splat(keep_scale))
 
 
-@inlined
-def _dscores(scores, dscores, column, keys, largest, offsets):
-    """Turn scores into e, and dP into e · (dP − D), for PAIR lanes from ``column`` on."""
-    for lane in range(4 * column, 4 * (column + PAIR), BYTES):
-        top, offset = load(largest + lane), load(offsets + lane)
-        for place in range(lane, lane + 4 * GROUP * rounded_up(keys, ROWS), 4 * GROUP):
-            e = exp2(load(scores + place) - top)
-            store(scores + place, e)
-            store(dscores + place, e * (load(dscores + place) - offset))
+@inline
+def _compute_dscores(scores, dscores, query, keys, largest, deltas):
+    """Turn scores into e, and dP into e · (dP − delta), for COLUMNS lanes from ``query`` on."""
+    row_bytes = 4 * QUERY_BLOCK
+    for lane_bytes in range(4 * query, 4 * (query + COLUMNS), VECTOR_BYTES):
+        top, delta = load(largest + lane_bytes), load(deltas + lane_bytes)
+        for offset_bytes in range(lane_bytes, lane_bytes + row_bytes * round_up(keys, ROWS), row_bytes):
+            e = exp2(load(scores + offset_bytes) - top)
+            store(scores + offset_bytes, e)
+            store(dscores + offset_bytes, e * (load(dscores + offset_bytes) - delta))
 
 
-@inlined
-def _dscores_dropped(problem, b, h, first, start, scores, dscores, column, keys, largest, offsets):
-    """Do the same under dropout: what was dropped has dP = 0, and gives nothing to dv."""
+@inline
+def _compute_dscores_dropped(problem, b, h, first, start, scores, dscores, query, keys, largest, deltas):
+    """Do the same under dropout: where an entry was dropped dP = 0, and it contributes nothing to dv."""
     threshold, zero = words(problem.threshold), splat(0.0)
-    for lane in range(column, column + PAIR, WIDTH):
-        top, offset = load(largest + 4 * lane), load(offsets + 4 * lane)
-        for j in range(0, rounded_up(keys, ROWS), 4):
-            place = 4 * (j * GROUP + lane)
+    for lane in range(query, query + COLUMNS, LANES):
+        top, delta = load(largest + 4 * lane), load(deltas + 4 * lane)
+        for j in range(0, round_up(keys, ROWS), 4):
+            offset_bytes = 4 * (j * QUERY_BLOCK + lane)
             for word in random_words(problem, b, h, first + lane, start + j):
                 keep = word >= threshold
-                e = exp2(load(scores + place) - top)
-                store(scores + place, where(keep, e, zero))
-                store(dscores + place, e * (where(keep, load(dscores + place), zero) - offset))
-                place += 4 * GROUP
+                e = exp2(load(scores + offset_bytes) - top)
+                store(scores + offset_bytes, where(keep, e, zero))
+                dp = where(keep, load(dscores + offset_bytes), zero)
+                store(dscores + offset_bytes, e * (dp - delta))
+                offset_bytes += 4 * QUERY_BLOCK
 
 
-@inlined
+@inline
 def _add_sums(problem, b, i, start, sums, weights, count, block, rows, ones):
-    """Add, for each key of a block, the sum of ``rows`` of its queries, weighted by ``weights``.
+    """Add, for each key of a block, the sum of the queries' ``rows``, weighted by ``weights``.
 
-    Queries that see none of ROWS keys are passed over.
+    For each ROWS keys, queries are skipped that see none of them.
     """
-    lane, stride = 0, 4 * padded(problem.width)
+    query, row_bytes = 0, 4 * padded_width(problem.head_width)
     for key in range(0, block, ROWS):
-        while seen_by(problem, b, i + lane) <= start + key:
-            lane += 1
-        place, left = sums + stride * key, weights + 4 * GROUP * key
-        add_lanes_times_rows(place, stride, left, GROUP, lane, ROWS, rows, count, problem.width, ones)
+        while count_visible(problem, b, i + query) <= start + key:
+            query += 1
+        target, left = sums + row_bytes * key, weights + 4 * QUERY_BLOCK * key
+        add_lanes_times_rows(
+            target, row_bytes, left, QUERY_BLOCK, query, ROWS, rows, count, problem.head_width, ones
+        )

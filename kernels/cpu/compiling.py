@@ -1,8 +1,8 @@
-"""Compiling with Numba: with which liberties, when, kept where, and what a person sees of it.
+"""Compiling with Numba: the options, the cache on disk, and the announcement on standard error.
 
-A kernel is compiled when it is first called, which takes seconds, and kept on disk for the next process. The
-folder's name holds a hash of all that the code is made from, because Numba's own cache notices an edit only
-in the file of the function itself, not in the files that this one calls.
+A kernel is compiled when it is first called, which takes seconds, and cached on disk for the next process.
+The name of the cache folder contains a hash of all sources of the code, because Numba's own cache notices an
+edit only in the file of the function itself, not in the files of the functions that it calls.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ DAMAGED = (  # what reading a damaged pickle may raise
 _lock = threading.RLock()
 
 
-def inlined(function):
-    """Compile ``function`` as a part of the kernels that call it."""
+def inline(function):
+    """Compile ``function`` as part of the kernels that call it."""
     return numba.njit(**OPTIONS)(function)
 
 
 class CompiledKernel:
-    """A function of a record's address and the number of a worker, compiled when first asked for."""
+    """A function of a record's address and a worker's number, compiled when its address is first needed."""
 
     def __init__(self, function, record, seconds):
         self.function = function
@@ -59,13 +59,15 @@ class CompiledKernel:
         """Return the address of the machine code."""
         if self._address is None:
             with _lock:
-                if self._address is None:  # no other thread has compiled it meanwhile
+                if self._address is None:  # no other thread has compiled it in the meantime
                     self._compiled = compile_once(self._compile, self.function.__name__, self.seconds)
                     self._address = self._compiled.address
         return self._address
 
     def _compile(self, cache):
-        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # no word for callbacks
+        options = {
+            name: value for name, value in OPTIONS.items() if name != "nogil"
+        }  # not an option of cfunc
         return numba.cfunc(self.signature, cache=cache, **options)(self.function)
 
 
@@ -75,46 +77,46 @@ def kernel(record, seconds):
 
 
 def compile_once(make, name, seconds):
-    """Return ``make(cache=True)``, which finds compiled code or keeps what it compiles; say if it compiles.
+    """Return ``make(cache=True)``, which loads compiled code or compiles and caches it; announce compiling.
 
-    Where nothing can be kept, return ``make(cache=False)``, with a warning.
+    Where nothing can be cached, return ``make(cache=False)``, with a warning.
     """
     with _lock, event.install_listener("numba:run_pass", _Announcement(name, seconds)) as announcement:
         try:
             try:
                 folder = cache_folder()
-                announcement.often = "anew" if files.is_temporary(folder) else "once"
-                return _found_or_kept(make, folder)
+                announcement.often = "in every process" if files.is_temporary(folder) else "once"
+                return _load_or_compile(make, folder)
             except OSError as error:  # a full disk, or no folder at all
-                _warn_that_nothing_is_kept(error.strerror or str(error))
-            announcement.often = "anew"
+                _warn_that_nothing_is_cached(error.strerror or str(error))
+            announcement.often = "in every process"
             return make(cache=False)
         finally:
             announcement.finish()
 
 
 @functools.cache
-def _warn_that_nothing_is_kept(reason):
+def _warn_that_nothing_is_cached(reason):
     warnings.warn(
-        f"compiled kernels cannot be kept and are compiled anew in every process ({reason}); "
+        f"compiled kernels cannot be cached and are compiled in every process ({reason}); "
         f"{files.NAME_A_FOLDER}",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
-def _found_or_kept(make, folder):
-    with _kept_in(folder):
+def _load_or_compile(make, folder):
+    with _cache_in(folder):
         try:
             return make(cache=True)
         except DAMAGED:
-            shutil.rmtree(folder)  # it can be made again
+            shutil.rmtree(folder)  # it is compiled again
             return make(cache=True)
 
 
 @contextlib.contextmanager
-def _kept_in(folder):
-    """Within this block Numba keeps what it compiles in ``folder``."""
+def _cache_in(folder):
+    """Within this block Numba caches what it compiles in ``folder``."""
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder)
     try:
@@ -124,7 +126,7 @@ def _kept_in(folder):
 
 
 class _Announcement(event.Listener):
-    """Says on standard error that compiling began, at its first pass, and that it ended."""
+    """Prints to standard error that compiling begins, at its first pass, and that it has ended."""
 
     def __init__(self, name, seconds):
         self.name, self.seconds, self.start, self.often = name, seconds, None, "once"
@@ -147,10 +149,10 @@ class _Announcement(event.Listener):
 
 
 def cache_folder():
-    """Return the folder for compiled code: one for every state of the sources, libraries and processor.
+    """Return the folder for compiled code: one per version of the sources, libraries and processor.
 
-    It lies in NUMBA_CACHE_DIR if that can be written to, or else where everything lies that can be made
-    again. Raises OSError where nothing can be written.
+    It is in NUMBA_CACHE_DIR if that can be written to, otherwise in the cache folder of the library. Raises
+    OSError where nothing can be written.
     """
     name = f"kernels-{_digest()}"
     named = Path(numba.config.CACHE_DIR) / name if numba.config.CACHE_DIR else None
@@ -165,7 +167,7 @@ def sources():
     return modules + [package / name for name in ("arrays.py", "errors.py", "system/files.py")]
 
 
-@functools.cache  # a later edit is not what this process has loaded
+@functools.cache  # a later edit does not change what this process has loaded
 def _digest():
     parts = [source.read_bytes() for source in sources()]
     codegen = numba.core.registry.cpu_target.target_context.codegen()

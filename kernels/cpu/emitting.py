@@ -1,6 +1,6 @@
-"""How the words of ``vectors`` are said to LLVM: the instructions that an intrinsic emits.
+"""The LLVM instructions that the intrinsics of ``vectors`` and ``products`` emit.
 
-``builder`` is llvmlite's; addresses are integers in bytes.
+``builder`` is llvmlite's ``IRBuilder``; addresses are integers.
 """
 
 import llvmlite.binding as llvm
@@ -9,57 +9,57 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 FLOAT, WORD, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-CONTRACT = ("contract",)  # a·b + c may round once; nothing else is loosened: infinities stay infinities
+CONTRACT = ("contract",)  # a·b + c may round once; no other relaxation: infinities stay infinities
 
 
 def _register_bits():
-    """Return the bits of the widest register that LLVM uses for float32 on this processor."""
+    """Return the size in bits of the widest register that LLVM uses for float32 on this processor."""
     module = ir.Module()
     vector = ir.VectorType(FLOAT, 16)
     function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "add")
     builder = ir.IRBuilder(function.append_basic_block())
     builder.ret(builder.fadd(*function.args))
     parsed = llvm.parse_assembly(str(module))
-    machine = cpu_target.target_context.codegen()._tm  # the one that Numba compiles for
+    machine = cpu_target.target_context.codegen()._tm  # the target that Numba compiles for
     parsed.triple = machine.triple
     assembly = machine.emit_assembly(parsed)
     return 512 if "zmm" in assembly else 256 if "ymm" in assembly else 128
 
 
-WIDTH = _register_bits() // 32
-BYTES = 4 * WIDTH
+LANES = _register_bits() // 32
+VECTOR_BYTES = 4 * LANES
 ON_ARM = llvm.get_process_triple().startswith(("aarch64", "arm64"))
-REGISTERS = 32 if WIDTH == 16 or ON_ARM else 16
+REGISTERS = 32 if LANES == 16 or ON_ARM else 16
 
 
 def broadcast(builder, scalar):
     """Emit a vector of ``scalar`` in every lane."""
     one = ir.VectorType(scalar.type, 1)
     first = builder.insert_element(ir.Constant(one, ir.Undefined), scalar, ir.Constant(WORD, 0))
-    zeros = ir.Constant(ir.VectorType(WORD, WIDTH), [0] * WIDTH)
+    zeros = ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES)
     return builder.shuffle_vector(first, ir.Constant(one, ir.Undefined), zeros)
 
 
 def pointer(builder, address, element=None):
     """Emit the pointer to a vector (or ``element``) at ``address``."""
-    element = element or ir.VectorType(FLOAT, WIDTH)
+    element = element or ir.VectorType(FLOAT, LANES)
     return builder.inttoptr(address, element.as_pointer())
 
 
 def load_at(builder, address, element=None):
-    """Emit a load from ``address``, which need be no multiple of more than 4."""
+    """Emit a load from ``address``, which must be aligned to 4 bytes only."""
     value = builder.load(pointer(builder, address, element))
     value.align = 4
     return value
 
 
 def store_at(builder, value, address):
-    """Emit a store to ``address``, which need be no multiple of more than 4."""
+    """Emit a store to ``address``, which must be aligned to 4 bytes only."""
     builder.store(value, pointer(builder, address, value.type)).align = 4
 
 
 def multiply_add(builder, a, b, c):
-    """Emit a·b + c, fused where the processor can."""
+    """Emit a·b + c, fused where the processor has such an instruction."""
     return builder.fadd(builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
 
 
@@ -70,19 +70,19 @@ def call(builder, name, result, arguments):
 
 
 def first_lanes(builder, count):
-    """Emit flags, set in the first ``count`` lanes."""
-    numbers = ir.Constant(ir.VectorType(WORD, WIDTH), list(range(WIDTH)))
+    """Emit flags that are set in the first ``count`` lanes."""
+    numbers = ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES)))
     return builder.icmp_signed("<", numbers, broadcast(builder, builder.trunc(count, WORD)))
 
 
 def masked_load(builder, address, flags):
     """Emit a load of the lanes whose flag is set; the others are 0, and their memory is not touched."""
-    vector = ir.VectorType(FLOAT, WIDTH)
-    arguments = [pointer(builder, address), ir.Constant(WORD, 4), flags, ir.Constant(vector, [0.0] * WIDTH)]
-    return call(builder, f"llvm.masked.load.v{WIDTH}f32.p0", vector, arguments)
+    vector = ir.VectorType(FLOAT, LANES)
+    arguments = [pointer(builder, address), ir.Constant(WORD, 4), flags, ir.Constant(vector, [0.0] * LANES)]
+    return call(builder, f"llvm.masked.load.v{LANES}f32.p0", vector, arguments)
 
 
 def masked_store(builder, value, address, flags):
     """Emit a store of the lanes whose flag is set."""
     arguments = [value, pointer(builder, address), ir.Constant(WORD, 4), flags]
-    call(builder, f"llvm.masked.store.v{WIDTH}f32.p0", ir.VoidType(), arguments)
+    call(builder, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)

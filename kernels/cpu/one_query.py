@@ -1,58 +1,58 @@
-"""Attention of a single query, as in decoding with a cache: what counts is to read K and V once, and fast.
+"""Attention of a single query, as in decoding with a cache: its time is that of reading K and V once.
 
-There are no queries to fill the lanes. So the lanes are the head's width in the two products, and keys in the
-softmax between them. A key is read for all heads before the next key, for that is how they lie in memory.
+A single query cannot fill the lanes. So the lanes are a head's width in the two products, and keys in the
+softmax between them. For each key all heads are computed before the next key, in the order of memory.
 """
 
 from numba import carray
 from numba.extending import register_jitable
 
-from minitransformer.kernels.cpu.compiling import inlined, kernel
+from minitransformer.kernels.cpu.compiling import inline, kernel
 from minitransformer.kernels.cpu.problem import (
     PROBLEM,
-    next_task,
-    padded,
-    rounded_up,
+    count_visible,
+    padded_width,
+    round_up,
     row_of,
     scratch_of,
-    seen_by,
+    take_task,
 )
-from minitransformer.kernels.cpu.tiles import HIDDEN, INVISIBLE, KEYS, LOG2_E, fill
+from minitransformer.kernels.cpu.tiles import HIDDEN, INVISIBLE, KEY_BLOCK, LOG2_E, fill
 from minitransformer.kernels.cpu.vectors import (
-    BYTES,
-    WIDTH,
+    LANES,
+    VECTOR_BYTES,
     exp2,
     fused,
-    largest_of,
     load,
     load_first,
     load_one,
+    max_lane,
     maximum,
     splat,
     store,
     store_first,
     store_one,
-    sum_of,
+    sum_lanes,
     where,
 )
 
-TOGETHER = 4  # rows of V for each time that the mixture is read and written
+VALUE_ROWS = 4  # rows of V added each time that the weighted sum is read and written
 
 
-def scratch_floats(heads, width):
-    """Return how many floats of scratch memory a worker needs."""
-    return heads * _places(0, width)[-1] // 4
+def scratch_floats(heads, head_width):
+    """Return the number of floats of scratch memory that a worker needs."""
+    return heads * _state_layout(0, head_width)[-1] // 4
 
 
 @register_jitable
-def _places(kept, width):
-    """Return where a head has its query, mixture, scores of a block, total and maximum; and its end."""
-    query = kept
-    mixture = query + 4 * padded(width)
-    scores = mixture + 4 * padded(width)
-    total = scores + 4 * KEYS
-    largest = total + BYTES
-    return query, mixture, scores, total, largest, largest + BYTES
+def _state_layout(state, head_width):
+    """Return the addresses of a head's query, weighted sum, block of scores, total, maximum; and its end."""
+    query = state
+    weighted_sum = query + 4 * padded_width(head_width)
+    scores = weighted_sum + 4 * padded_width(head_width)
+    total = scores + 4 * KEY_BLOCK
+    largest = total + VECTOR_BYTES
+    return query, weighted_sum, scores, total, largest, largest + VECTOR_BYTES
 
 
 @kernel(PROBLEM, seconds=3)
@@ -63,158 +63,160 @@ def attention_of_one_query(problems, worker):
     """
     problem = carray(problems, (1,))[0]
     scratch, splits = scratch_of(problem, worker), problem.splits
-    task = next_task(problem)
+    task = take_task(problem)
     while task < problem.batch * splits:
         b, split = task // splits, task % splits
-        _attend(problem, b, split * problem.groups // splits, (split + 1) * problem.groups // splits, scratch)
-        task = next_task(problem)
+        first, end = split * problem.kv_heads // splits, (split + 1) * problem.kv_heads // splits
+        _attend(problem, b, first, end, scratch)
+        task = take_task(problem)
     return 0
 
 
-@inlined
-def _attend(problem, b, first_group, last_group, scratch):
-    """Compute the heads of the groups ``first_group`` … ``last_group`` − 1 in one row of ``y``."""
-    width, per_group = problem.width, problem.heads // problem.groups
-    first, last = first_group * per_group, last_group * per_group
-    step = _places(0, width)[-1]
-    for h in range(first, last):
-        _begin(row_of(problem.q, b, 0, h), scratch + (h - first) * step, problem.scale, width)
-    most = seen_by(problem, b, 0)
-    for start in range(0, most, KEYS):
-        keys = min(KEYS, most - start)
-        _scores(problem, b, first_group, last_group, start, keys, scratch)
-        for h in range(first, last):
-            _weights(problem, b, h, start, keys, scratch + (h - first) * step)
-        _add_values(problem, b, first_group, last_group, start, keys, scratch)
-    for h in range(first, last):
-        _finish(row_of(problem.y, b, 0, h), scratch + (h - first) * step, width)
+@inline
+def _attend(problem, b, first_kv_head, end_kv_head, scratch):
+    """Compute one row of ``y`` for the key/value heads ``first_kv_head`` … ``end_kv_head`` − 1."""
+    head_width, group_size = problem.head_width, problem.heads // problem.kv_heads
+    first, end = first_kv_head * group_size, end_kv_head * group_size
+    state_bytes = _state_layout(0, head_width)[-1]
+    for h in range(first, end):
+        _begin(row_of(problem.q, b, 0, h), scratch + (h - first) * state_bytes, problem.scale, head_width)
+    visible = count_visible(problem, b, 0)
+    for start in range(0, visible, KEY_BLOCK):
+        keys = min(KEY_BLOCK, visible - start)
+        _compute_scores(problem, b, first_kv_head, end_kv_head, start, keys, scratch)
+        for h in range(first, end):
+            _compute_weights(problem, b, h, start, keys, scratch + (h - first) * state_bytes)
+        _add_values(problem, b, first_kv_head, end_kv_head, start, keys, scratch)
+    for h in range(first, end):
+        _finish(row_of(problem.y, b, 0, h), scratch + (h - first) * state_bytes, head_width)
 
 
-@inlined
-def _begin(q, kept, scale, width):
-    """Bring a head's query near, scaled, with nothing seen yet."""
-    query, mixture, _, total, largest, _ = _places(kept, width)
-    for column in range(0, width, WIDTH):
-        store(query + 4 * column, _load_row(q, column, width) * splat(scale * LOG2_E))
-    fill(mixture, padded(width), 0.0)
-    fill(total, WIDTH, 0.0)
-    fill(largest, WIDTH, HIDDEN)
+@inline
+def _begin(q, state, scale, head_width):
+    """Copy a head's query, scaled, and initialise its state."""
+    query, weighted_sum, _, total, largest, _ = _state_layout(state, head_width)
+    for column in range(0, head_width, LANES):
+        store(query + 4 * column, _load_row(q, column, head_width) * splat(scale * LOG2_E))
+    fill(weighted_sum, padded_width(head_width), 0.0)
+    fill(total, LANES, 0.0)
+    fill(largest, LANES, HIDDEN)
 
 
-@inlined
-def _scores(problem, b, first_group, last_group, start, keys, scratch):
-    """Compute the scores of a block of keys, for all heads of one key before the next: in memory's order."""
-    width, step = problem.width, _places(0, problem.width)[-1]
+@inline
+def _compute_scores(problem, b, first_kv_head, end_kv_head, start, keys, scratch):
+    """Compute the scores of a block of keys, for each key all heads, in the order of memory."""
+    head_width, state_bytes = problem.head_width, _state_layout(0, problem.head_width)[-1]
     for j in range(keys):
-        k, kept = row_of(problem.k, b, start + j, first_group), scratch
-        for _ in range(first_group, last_group):
-            for _ in range(problem.heads // problem.groups):
-                query, _, scores, _, _, _ = _places(kept, width)
-                store_one(scores + 4 * j, _product(k, query, width))
-                kept += step
-            k += problem.k.head
+        k, state = row_of(problem.k, b, start + j, first_kv_head), scratch
+        for _ in range(first_kv_head, end_kv_head):
+            for _ in range(problem.heads // problem.kv_heads):
+                query, _, scores, _, _, _ = _state_layout(state, head_width)
+                store_one(scores + 4 * j, _multiply(k, query, head_width))
+                state += state_bytes
+            k += problem.k.head_bytes
 
 
-@inlined
-def _weights(problem, b, h, start, keys, kept):
-    """Turn a head's scores of a block into weights, and scale the mixture down to them."""
-    _, mixture, scores, total, largest, _ = _places(kept, problem.width)
+@inline
+def _compute_weights(problem, b, h, start, keys, state):
+    """Turn a head's scores of a block into weights, and scale down the weighted sum so far to match."""
+    _, weighted_sum, scores, total, largest, _ = _state_layout(state, problem.head_width)
     _hide_rest(scores, keys)
     if problem.bias.address:
         _add_bias(scores, row_of(problem.bias, b, 0, h) + 4 * start, keys)
-    rescale = _exponentials(scores, keys, largest, total)
-    for place in range(mixture, mixture + 4 * problem.width, BYTES):
-        store(place, load(place) * rescale)
+    rescale = _exponentiate(scores, keys, largest, total)
+    for address in range(weighted_sum, weighted_sum + 4 * problem.head_width, VECTOR_BYTES):
+        store(address, load(address) * rescale)
 
 
-@inlined
-def _add_values(problem, b, first_group, last_group, start, keys, scratch):
-    """Add the weighted values of a block to the mixtures of all heads, again in memory's order."""
-    width, step = problem.width, _places(0, problem.width)[-1]
-    for j in range(0, keys, TOGETHER):
-        v, kept = row_of(problem.v, b, start + j, first_group), scratch
-        for _ in range(first_group, last_group):
-            for _ in range(problem.heads // problem.groups):
-                _, mixture, scores, _, _, _ = _places(kept, width)
-                _add_rows(mixture, v, problem.v.time, scores + 4 * j, min(TOGETHER, keys - j), width)
-                kept += step
-            v += problem.v.head
+@inline
+def _add_values(problem, b, first_kv_head, end_kv_head, start, keys, scratch):
+    """Add the weighted values of a block to the sums of all heads, again in the order of memory."""
+    head_width, state_bytes = problem.head_width, _state_layout(0, problem.head_width)[-1]
+    for j in range(0, keys, VALUE_ROWS):
+        v, state = row_of(problem.v, b, start + j, first_kv_head), scratch
+        for _ in range(first_kv_head, end_kv_head):
+            for _ in range(problem.heads // problem.kv_heads):
+                _, weighted_sum, scores, _, _, _ = _state_layout(state, head_width)
+                rows = min(VALUE_ROWS, keys - j)
+                _add_rows(weighted_sum, v, problem.v.time_bytes, scores + 4 * j, rows, head_width)
+                state += state_bytes
+            v += problem.v.head_bytes
 
 
-@inlined
-def _finish(y, kept, width):
-    """Write a head's row of ``y``: zeros if nothing was seen."""
-    _, mixture, _, total, largest, _ = _places(kept, width)
-    share = 0.0 if largest_of(load(largest)) <= HIDDEN else 1.0 / sum_of(load(total))
-    for column in range(0, width, WIDTH):
-        store_first(y + 4 * column, load(mixture + 4 * column) * splat(share), width - column)
+@inline
+def _finish(y, state, head_width):
+    """Write a head's row of ``y``: zeros if no key was visible."""
+    _, weighted_sum, _, total, largest, _ = _state_layout(state, head_width)
+    share = 0.0 if max_lane(load(largest)) <= HIDDEN else 1.0 / sum_lanes(load(total))
+    for column in range(0, head_width, LANES):
+        store_first(y + 4 * column, load(weighted_sum + 4 * column) * splat(share), head_width - column)
 
 
-@inlined
-def _product(row, query, width):
-    """Return the score of a key."""
+@inline
+def _multiply(row, query, head_width):
+    """Return the score of a key: the product of its row and the query."""
     product = splat(0.0)
-    for column in range(0, width, WIDTH):
-        product = fused(_load_row(row, column, width), load(query + 4 * column), product)
-    return sum_of(product)
+    for column in range(0, head_width, LANES):
+        product = fused(_load_row(row, column, head_width), load(query + 4 * column), product)
+    return sum_lanes(product)
 
 
-@inlined
+@inline
 def _hide_rest(scores, keys):
-    """Hide what pads the last vector of scores."""
-    place, count = scores + 4 * (rounded_up(keys, WIDTH) - WIDTH), (keys - 1) % WIDTH + 1
-    rest = load_first(place, count)
-    store(place, splat(HIDDEN))
-    store_first(place, rest, count)
+    """Set the padding of the last vector of scores to HIDDEN."""
+    address, count = scores + 4 * (round_up(keys, LANES) - LANES), (keys - 1) % LANES + 1
+    rest = load_first(address, count)
+    store(address, splat(HIDDEN))
+    store_first(address, rest, count)
 
 
-@inlined
-def _exponentials(scores, keys, largest, total):
-    """Turn a block of scores into 2^(score − largest so far); return what rescales the mixture."""
+@inline
+def _exponentiate(scores, keys, largest, total):
+    """Turn a block of scores into 2^(score − largest so far); return the factor for the sum so far."""
     before = load(largest)
     now = before
-    for place in range(scores, scores + 4 * keys, BYTES):
-        now = maximum(now, load(place))
-    now = splat(largest_of(now))
+    for address in range(scores, scores + 4 * keys, VECTOR_BYTES):
+        now = maximum(now, load(address))
+    now = splat(max_lane(now))
     store(largest, now)
     rescale = exp2(before - now)
-    sum_here = load(total) * rescale
-    for place in range(scores, scores + 4 * keys, BYTES):
-        weights = exp2(load(place) - now)
-        store(place, weights)
-        sum_here = sum_here + weights
-    store(total, sum_here)
+    new_total = load(total) * rescale
+    for address in range(scores, scores + 4 * keys, VECTOR_BYTES):
+        weights = exp2(load(address) - now)
+        store(address, weights)
+        new_total = new_total + weights
+    store(total, new_total)
     return rescale
 
 
-@inlined
+@inline
 def _add_bias(scores, bias, keys):
-    """Add the bias to the scores of a block of keys, and hide what it hides."""
-    for j in range(0, keys, WIDTH):
+    """Add the bias to the scores of a block of keys; hide invisible keys."""
+    for j in range(0, keys, LANES):
         part, before = load_first(bias + 4 * j, keys - j), load(scores + 4 * j)
         score = fused(part, splat(LOG2_E), before)
         hidden = where(part <= splat(INVISIBLE), splat(HIDDEN), score)
         store(scores + 4 * j, where(before <= splat(HIDDEN), before, hidden))
 
 
-@inlined
-def _add_rows(mixture, v, stride, weights, rows, width):
-    """Add ``rows`` ≤ TOGETHER rows of V, weighted.
+@inline
+def _add_rows(weighted_sum, v, v_row_bytes, weights, rows, head_width):
+    """Add ``rows`` ≤ VALUE_ROWS rows of V, weighted.
 
-    In place of a missing row the last is taken once more, with the weight that pads the block: 0, or where
-    nothing has been seen so far what is wiped out later.
+    For a missing row the last one is read again, with the weight of the block's padding: 0, or, as long as no
+    key was visible, a weight whose contribution the next rescaling multiplies by 0.
     """
-    for column in range(0, width, WIDTH):
-        total = load(mixture + 4 * column)
-        for row in range(TOGETHER):
-            part = _load_row(v + min(row, rows - 1) * stride, column, width)
+    for column in range(0, head_width, LANES):
+        total = load(weighted_sum + 4 * column)
+        for row in range(VALUE_ROWS):
+            part = _load_row(v + min(row, rows - 1) * v_row_bytes, column, head_width)
             total = fused(part, splat(load_one(weights + 4 * row)), total)
-        store(mixture + 4 * column, total)
+        store(weighted_sum + 4 * column, total)
 
 
-@inlined
-def _load_row(row, column, width):
-    """Return W floats of a row from ``column`` on, zeros beyond its end."""
-    if column + WIDTH <= width:
+@inline
+def _load_row(row, column, head_width):
+    """Return LANES floats of a row from ``column`` on, zeros beyond its end."""
+    if column + LANES <= head_width:
         return load(row + 4 * column)
-    return load_first(row + 4 * column, width - column)
+    return load_first(row + 4 * column, head_width - column)

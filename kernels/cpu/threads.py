@@ -1,7 +1,7 @@
-"""The one pool of threads that runs kernels: OpenMP's, by way of Numba.
+"""The thread pool that runs kernels: OpenMP's, through Numba.
 
-Its threads sleep when they have nothing to do. If they spun, as OpenMP's do unless told otherwise, they would
-take the cores away from the threads of NumPy's BLAS, which run in between.
+Idle threads sleep. If they spun, as OpenMP's do by default, they would occupy the cores that the threads of
+NumPy's BLAS need between two kernels.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from numba.extending import intrinsic
 from minitransformer.kernels.cpu.compiling import OPTIONS, compile_once
 
 WORK = np.dtype([(name, np.int64) for name in ("counter", "scratch", "scratch_bytes")])
-"""What workers share: the address of a counter of tasks, and memory for each worker to write its notes in."""
+"""What workers share: the address of a counter of tasks, and of scratch memory, so many bytes per worker."""
 
 _starting = threading.Lock()
-_lock = threading.Lock()  # one call at a time: every core has work, and some pools allow no other
+_lock = threading.Lock()  # one call at a time: it uses every core, and some pools forbid concurrent calls
 
 
 def thread_count():
-    """Return the number of threads that kernels may use: ``numba.set_num_threads`` sets it."""
+    """Return the number of threads that kernels may use, as set by ``numba.set_num_threads``."""
     return numba.get_num_threads() if threading_layer() else 1
 
 
 def run(kernel, record, scratch_floats, workers):
-    """Run ``kernel`` on a ``record`` with so many workers; each has ``scratch_floats`` floats of its own."""
+    """Run ``kernel`` on a ``record`` in ``workers`` threads, with ``scratch_floats`` floats for each."""
     address, launch = kernel.address(), _launcher()
-    scratch = np.empty((workers, scratch_floats + 32), np.float32)  # and room to start at a cache line
+    scratch = np.empty((workers, scratch_floats + 32), np.float32)  # room to align to a cache line
     counter = np.zeros(1, np.int64)
     record["work"] = counter.ctypes.data, scratch.ctypes.data, scratch.strides[0]
     with _lock:
@@ -42,13 +42,13 @@ def run(kernel, record, scratch_floats, workers):
 
 
 def threading_layer():
-    """Start Numba's threads; return what they are made of ("omp", "tbb" or "workqueue"), None without any."""
+    """Start Numba's threads; return their layer ("omp", "tbb" or "workqueue"), or None if there is none."""
     with _starting:
-        return _started_layer()
+        return _start_layer()
 
 
 @functools.cache
-def _started_layer():
+def _start_layer():
     _load_pool()
     try:
         numba.get_num_threads()  # starts them
@@ -68,10 +68,10 @@ def _launcher():
     if threading_layer() is None:
         return numba.njit(signature, **OPTIONS)(_launch)
 
-    def compiled(cache):
+    def compile_launch(cache):
         return numba.njit(signature, parallel=True, cache=cache, **OPTIONS)(_launch)
 
-    return compile_once(compiled, "the launch of threads", 2)
+    return compile_once(compile_launch, "the launch of threads", 2)
 
 
 def _launch(function, record, workers):
@@ -95,7 +95,7 @@ def call_function(typingctx, function, record, worker):
 
 
 def _load_pool():
-    """Load OpenMP where there is one, telling it to let idle threads sleep; it reads that only now."""
+    """Load OpenMP where there is one, with idle threads set to sleep; it reads that setting only now."""
     if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     policy = os.environ.get("OMP_WAIT_POLICY")

@@ -1,17 +1,20 @@
-"""What forward and backward of the fused attention share: moving rows, products, masks, bias and dropout.
+"""What the forward and backward passes of fused attention share: copies, products, masks, bias and dropout.
 
-Scores and what comes of them stand transposed: a row for each key of a block, a lane for each query. So the
-softmax of a query runs down its lane, and maxima and sums are taken for W queries at once.
+Scores are transposed: a block of them is (keys, queries), with a row per key and a lane per query. So softmax
+is elementwise across rows, for LANES queries at once, without reductions across lanes.
+
+An array "in lanes" of a head's rows is likewise (head_width, queries), with a lane per query; "in rows" it is
+(queries, padded_width).
 """
 
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.functional.philox import MULTIPLIERS, WEYL
-from minitransformer.kernels.cpu.compiling import inlined
-from minitransformer.kernels.cpu.problem import padded, rounded_up, row_of, seen_by
+from minitransformer.kernels.cpu.compiling import inline
+from minitransformer.kernels.cpu.problem import count_visible, padded_width, round_up, row_of
 from minitransformer.kernels.cpu.products import ROWS, product, transpose
 from minitransformer.kernels.cpu.vectors import (
-    BYTES,
-    WIDTH,
+    LANES,
+    VECTOR_BYTES,
     fused,
     high,
     lane_numbers,
@@ -29,144 +32,149 @@ from minitransformer.kernels.cpu.vectors import (
     words,
 )
 
-KEYS = 64  # a block: 64 rows of K and of V, 64 floats wide, fill the first-level cache of 32 KiB
-PAIR = 2 * WIDTH  # the columns of one ``product``
-HIDDEN = -3e38  # the score of what is not seen: below all that a visible bias can make, yet finite
+KEY_BLOCK = 64  # keys per block: as many rows of K and V, 64 floats wide, fill a first-level cache of 32 KiB
+COLUMNS = 2 * LANES  # results per row of one ``product``
+HIDDEN = -3e38  # the score of an invisible key: below any that a visible bias can make, yet finite
 LOG2_E = 1.4426950408889634  # scores are kept in units of log 2, where exp is exp2
 
 
-@inlined
-def note_seen(problem, b, first, lanes, seen):
-    """Write ``seen_by`` of ``lanes`` queries to ``seen``."""
-    for lane in range(lanes):
-        store_word(seen + 4 * lane, seen_by(problem, b, first + lane))
+@inline
+def store_visible_counts(problem, b, first, queries, visible_counts):
+    """Write ``count_visible`` of ``queries`` queries to ``visible_counts``."""
+    for query in range(queries):
+        store_word(visible_counts + 4 * query, count_visible(problem, b, first + query))
 
 
-@inlined
-def fill(address, count, value):
-    """Write ``value`` to ``count`` floats, in whole vectors."""
-    for place in range(address, address + 4 * count, BYTES):
-        store(place, splat(value))
+@inline
+def fill(x, size, value):
+    """Write ``value`` to ``size`` floats at ``x``, a multiple of LANES."""
+    for address in range(x, x + 4 * size, VECTOR_BYTES):
+        store(address, splat(value))
 
 
-@inlined
-def transpose_in(out, lanes, x, stride, rows, width):
-    """Write ``rows`` ≤ ``lanes`` rows at ``x`` to the lanes of ``out``, padded with zeros."""
-    for column in range(0, width, WIDTH):
-        for row in range(0, lanes, WIDTH):
-            place, origin = out + 4 * (column * lanes + row), x + row * stride + 4 * column
-            transpose(place, 4 * lanes, WIDTH, WIDTH, origin, stride, rows - row, width - column)
+@inline
+def transpose_in(out, queries, x, x_row_bytes, rows, head_width):
+    """Write ``rows`` ≤ ``queries`` rows at ``x`` to the lanes of ``out``, padded with zeros."""
+    for column in range(0, head_width, LANES):
+        for row in range(0, queries, LANES):
+            target, origin = out + 4 * (column * queries + row), x + row * x_row_bytes + 4 * column
+            transpose(target, 4 * queries, LANES, LANES, origin, x_row_bytes, rows - row, head_width - column)
 
 
-@inlined
-def transpose_out(out, stride, rows, width, x, lanes):
-    """Write the first ``rows`` lanes of ``x`` to rows at ``out``."""
-    for row in range(0, rows, WIDTH):
-        for column in range(0, width, WIDTH):
-            place, origin = out + row * stride + 4 * column, x + 4 * (column * lanes + row)
-            transpose(place, stride, rows - row, width - column, origin, 4 * lanes, WIDTH, WIDTH)
+@inline
+def transpose_out(out, out_row_bytes, rows, head_width, x, queries):
+    """Write the first ``rows`` of ``queries`` lanes of ``x`` to rows at ``out``."""
+    for row in range(0, rows, LANES):
+        for column in range(0, head_width, LANES):
+            target, origin = out + row * out_row_bytes + 4 * column, x + 4 * (column * queries + row)
+            transpose(
+                target, out_row_bytes, rows - row, head_width - column, origin, 4 * queries, LANES, LANES
+            )
 
 
-@inlined
-def pack(out, x, stride, rows, width):
-    """Copy ``rows`` rows at ``x`` next to each other, ``padded``; fill up with zeros, to a multiple of ROWS.
+@inline
+def pack(out, x, x_row_bytes, rows, head_width):
+    """Copy ``rows`` rows at ``x`` to contiguous, padded rows; fill up with zeros to a multiple of ROWS rows.
 
-    Where they lie, a power of two or so apart, a cache can't hold 64 of them at a time; and each may be in
-    another page of memory.
+    In the source array rows are often a power of two apart, so that a cache can't hold 64 of them at a time,
+    and each may be in another page of memory.
     """
-    size = 4 * padded(width)
-    for row in range(rounded_up(rows, ROWS)):
-        for column in range(0, padded(width), WIDTH):
-            count = width - column if row < rows else 0
-            store(out + row * size + 4 * column, load_first(x + row * stride + 4 * column, count))
+    row_bytes = 4 * padded_width(head_width)
+    for row in range(round_up(rows, ROWS)):
+        for column in range(0, padded_width(head_width), LANES):
+            count = head_width - column if row < rows else 0
+            store(out + row * row_bytes + 4 * column, load_first(x + row * x_row_bytes + 4 * column, count))
 
 
-@inlined
-def add_rows(out, stride, x, x_stride, rows, width, factor):
+@inline
+def add_rows(out, out_row_bytes, x, x_row_bytes, rows, head_width, factor):
     """Add ``factor`` times ``rows`` rows at ``x`` to those at ``out``."""
     for row in range(rows):
-        for column in range(0, 4 * width, BYTES):
-            place, count = out + row * stride + column, width - column // 4
-            total = fused(splat(factor), load(x + row * x_stride + column), load_first(place, count))
-            store_first(place, total, count)
+        for column_bytes in range(0, 4 * head_width, VECTOR_BYTES):
+            target, count = out + row * out_row_bytes + column_bytes, head_width - column_bytes // 4
+            addend = load(x + row * x_row_bytes + column_bytes)
+            store_first(target, fused(splat(factor), addend, load_first(target, count)), count)
 
 
-@inlined
-def scale_lanes(x, rows, lanes, factors):
-    """Multiply each lane of ``rows`` rows by its own factor."""
-    for column in range(0, 4 * lanes, BYTES):
-        factor = load(factors + column)
-        for place in range(x + column, x + column + 4 * lanes * rows, 4 * lanes):
-            store(place, load(place) * factor)
+@inline
+def scale_lanes(x, rows, queries, factors):
+    """Multiply each of ``queries`` lanes of ``rows`` rows by its own factor."""
+    for lane_bytes in range(0, 4 * queries, VECTOR_BYTES):
+        factor = load(factors + lane_bytes)
+        for address in range(x + lane_bytes, x + lane_bytes + 4 * queries * rows, 4 * queries):
+            store(address, load(address) * factor)
 
 
-@inlined
-def rows_times_lanes(out, lanes, column, x, rows, y, width):
-    """Compute the products of ``rows`` rows packed at ``x`` with PAIR lanes of y, from ``column`` on.
+@inline
+def multiply_rows_by_lanes(out, queries, query, x, rows, y, head_width):
+    """Write x y, (rows, queries), for the COLUMNS lanes of y from ``query`` on; x holds packed rows.
 
-    As many more as make a multiple of ROWS are computed with them.
+    The number of rows computed is rounded up to a multiple of ROWS.
     """
-    stride = 4 * padded(width)
+    row_bytes = 4 * padded_width(head_width)
     for row in range(0, rows, ROWS):
-        place, left = out + 4 * (row * lanes + column), x + row * stride
-        product(2, place, 4 * lanes, left, stride, 4, y + 4 * column, 4 * lanes, width, None)
+        target, left, right = out + 4 * (row * queries + query), x + row * row_bytes, y + 4 * query
+        product(2, target, 4 * queries, left, row_bytes, 4, right, 4 * queries, head_width, None)
 
 
-@inlined
-def add_mixture(out, lanes, column, x, rows, weights, width, rescale):
-    """Add to PAIR lanes from ``column`` on the sum of ``rows`` rows packed at ``x``, weighted by the lane.
+@inline
+def add_weighted_rows(out, queries, query, x, rows, weights, head_width, rescale):
+    """Compute out · rescale + xᵀ weights for the COLUMNS lanes from ``query`` on; x holds packed rows.
 
-    What ``out`` (width, lanes) held is multiplied by ``rescale`` first, lane by lane.
+    ``out`` is (head_width, queries), ``weights`` (rows, queries), ``rescale`` (queries,).
     """
-    stride = 4 * padded(width)
-    for k in range(0, width, ROWS):
-        place, left = out + 4 * (k * lanes + column), x + 4 * k
-        right, factors = weights + 4 * column, rescale + 4 * column
-        product(2, place, 4 * lanes, left, 4, stride, right, 4 * lanes, rows, factors)
+    row_bytes = 4 * padded_width(head_width)
+    for column in range(0, head_width, ROWS):
+        target, left = out + 4 * (column * queries + query), x + 4 * column
+        right, factors = weights + 4 * query, rescale + 4 * query
+        product(2, target, 4 * queries, left, 4, row_bytes, right, 4 * queries, rows, factors)
 
 
-@inlined
-def add_lanes_times_rows(out, stride, weights, lanes, first, rows, x, depth, width, ones):
-    """Add to ``rows`` rows sums of rows at ``x``, weighted by lanes ``first`` to ``depth`` − 1 of a row."""
-    for column in range(0, width, PAIR):
+@inline
+def add_lanes_times_rows(out, row_bytes, weights, queries, first, rows, x, end, head_width, ones):
+    """Add weights x to ``rows`` rows at ``out``, summed over the queries ``first`` … ``end`` − 1.
+
+    ``weights`` is (rows, queries), and x holds the queries' rows.
+    """
+    for column in range(0, head_width, COLUMNS):
         for row in range(0, rows, ROWS):
-            place, left = out + row * stride + 4 * column, weights + 4 * (row * lanes + first)
-            right = x + first * stride + 4 * column
-            if width - column > WIDTH:
-                product(2, place, stride, left, 4 * lanes, 4, right, stride, depth - first, ones)
+            target, left = out + row * row_bytes + 4 * column, weights + 4 * (row * queries + first)
+            right = x + first * row_bytes + 4 * column
+            if head_width - column > LANES:
+                product(2, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
             else:
-                product(1, place, stride, left, 4 * lanes, 4, right, stride, depth - first, ones)
+                product(1, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
 
 
-@inlined
-def add_bias(problem, b, h, first, count, start, keys, scores, lanes, scratch):
-    """Add the bias of ``count`` queries and ``keys`` keys to a block of scores, and hide what it hides."""
+@inline
+def add_bias(problem, b, h, first, count, start, keys, scores, queries, scratch):
+    """Add the bias of ``count`` queries and ``keys`` keys to a block of scores; hide invisible keys."""
     origin = row_of(problem.bias, b, first, h) + 4 * start
-    transpose_in(scratch, lanes, origin, problem.bias.time, count, keys)
+    transpose_in(scratch, queries, origin, problem.bias.time_bytes, count, keys)
     invisible, unit, hidden = splat(INVISIBLE), splat(LOG2_E), splat(HIDDEN)
-    for offset in range(0, 4 * lanes * keys, BYTES):
-        bias = load(scratch + offset)
-        score = fused(bias, unit, load(scores + offset))
-        store(scores + offset, where(bias <= invisible, hidden, score))
+    for offset_bytes in range(0, 4 * queries * keys, VECTOR_BYTES):
+        bias = load(scratch + offset_bytes)
+        score = fused(bias, unit, load(scores + offset_bytes))
+        store(scores + offset_bytes, where(bias <= invisible, hidden, score))
 
 
-@inlined
-def hide(scores, lanes, start, row, rows, seen):
-    """Hide in rows ``row`` … ``rows`` − 1 of a block, whose first key is ``start``, what no lane sees."""
+@inline
+def hide(scores, queries, start, row, rows, visible_counts):
+    """Hide invisible keys in rows ``row`` … ``rows`` − 1 of a block of scores; row 0 is key ``start``."""
     hidden = splat(HIDDEN)
-    for column in range(0, 4 * lanes, BYTES):
-        until = load_words(seen + column)
+    for lane_bytes in range(0, 4 * queries, VECTOR_BYTES):
+        counts = load_words(visible_counts + lane_bytes)
         for j in range(row, rows):
-            place = scores + 4 * lanes * j + column
-            store(place, where(until > words(start + j), load(place), hidden))
+            address = scores + 4 * queries * j + lane_bytes
+            store(address, where(counts > words(start + j), load(address), hidden))
 
 
-@inlined
+@inline
 def random_words(problem, b, h, i, j):
-    """Return Philox's four words for W queries from i on: for the keys j, j + 1, j + 2 and j + 3.
+    """Return Philox's four words for LANES queries from i on: for the keys j, j + 1, j + 2 and j + 3.
 
     Bit for bit ``functional.philox.random_words`` at (b, h, i, j), for j a multiple of 4. Each word has 64
-    bits for its products; what comes to stand in the upper half is never looked at.
+    bits for its products; the upper half is never read.
     """
     x0, x1 = longs(j // 4), longs(lane_numbers() + words(i))
     x2, x3 = longs(b * problem.heads + h), longs(problem.stream)
@@ -181,13 +189,13 @@ def random_words(problem, b, h, i, j):
     return low(x0), low(x1), low(x2), low(x3)
 
 
-@inlined
-def drop(problem, b, h, first, start, weights, lanes, keys):
-    """Put zeros into a block of weights where dropout drops."""
+@inline
+def drop(problem, b, h, first, start, weights, queries, keys):
+    """Set the weights of a block that dropout drops to zero."""
     threshold, zero = words(problem.threshold), splat(0.0)
-    for lane in range(0, lanes, WIDTH):
+    for query in range(0, queries, LANES):
         for j in range(0, keys, 4):
-            place = weights + 4 * (j * lanes + lane)
-            for number, word in enumerate(random_words(problem, b, h, first + lane, start + j)):
-                here = place + 4 * lanes * number
-                store(here, where(word >= threshold, load(here), zero))
+            row = weights + 4 * (j * queries + query)
+            for number, word in enumerate(random_words(problem, b, h, first + query, start + j)):
+                address = row + 4 * queries * number
+                store(address, where(word >= threshold, load(address), zero))

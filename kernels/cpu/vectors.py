@@ -1,17 +1,17 @@
-"""A vocabulary of vectors for Numba: what the processor does to W numbers at once, under plain names.
+"""Vector types for Numba, and their operations: each is about one instruction on LANES numbers.
 
-Numba leaves vectors to LLVM's optimiser, which reaches about half of what they can do. Here they are values
-of their own: ``Floats`` are W float32 in one register, ``Words`` W uint32, ``Longs`` W uint64 in two
-registers, ``Flags`` W booleans, and W follows the processor (16 with AVX-512, 8 with AVX2, 4 elsewhere).
+Numba leaves vectorisation to LLVM's optimiser, which reaches about half of the processor's rate. Here vectors
+are explicit: ``Floats`` are LANES float32 in one register, ``Words`` LANES uint32, ``Longs`` LANES uint64 in
+two registers, ``Flags`` LANES booleans. LANES is 16 with AVX-512, 8 with AVX2 and 4 on other processors.
 Inside a compiled function
 
     x = load(address)
     store(address, where(x <= splat(0.0), splat(0.0), x))
 
-are three instructions. Memory is named by addresses, integers counted in bytes: NumPy's strides as they are.
+are three instructions. Memory is accessed by addresses, which are integers.
 
-Every name is an intrinsic of this module taking no Python state, because Numba's cache never finds again what
-closes over something.
+Every operation is an intrinsic at module level, because Numba's cache never finds a function that closes over
+a variable.
 """
 
 import operator
@@ -23,11 +23,11 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from minitransformer.kernels.cpu.emitting import (
-    BYTES,  # noqa: F401  of a vector: a word of the vocabulary too
     CONTRACT,
     FLOAT,
+    LANES,
     LONG,
-    WIDTH,
+    VECTOR_BYTES,  # noqa: F401  for those who import this module
     WORD,
     broadcast,
     call,
@@ -43,7 +43,7 @@ from minitransformer.kernels.cpu.emitting import (
 
 class _Vector(types.Type):
     def __init__(self, name, element):
-        super().__init__(f"{name}x{WIDTH}")
+        super().__init__(f"{name}x{LANES}")
         self.element = element
 
 
@@ -56,7 +56,7 @@ FLAGS = _Vector("Flags", ir.IntType(1))
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
-        super().__init__(manager, vector, ir.VectorType(vector.element, WIDTH))
+        super().__init__(manager, vector, ir.VectorType(vector.element, LANES))
 
 
 # --- operators
@@ -98,13 +98,13 @@ for (_function, _vector), _emit in _COMPARISONS.items():
 
 @intrinsic
 def load(typingctx, address):
-    """Return the W floats at ``address``."""
+    """Return the LANES floats at ``address``."""
     return FLOATS(address), lambda context, builder, sig, args: load_at(builder, args[0])
 
 
 @intrinsic
 def store(typingctx, address, floats):
-    """Write W ``floats`` to ``address``."""
+    """Write LANES ``floats`` to ``address``."""
 
     def emit(context, builder, sig, args):
         store_at(builder, args[1], args[0])
@@ -115,7 +115,7 @@ def store(typingctx, address, floats):
 
 @intrinsic
 def load_first(typingctx, address, count):
-    """Return W floats: the first ``count`` at ``address``, then zeros."""
+    """Return LANES floats: the first ``count`` at ``address``, then zeros."""
 
     def emit(context, builder, sig, args):
         return masked_load(builder, args[0], first_lanes(builder, args[1]))
@@ -125,7 +125,7 @@ def load_first(typingctx, address, count):
 
 @intrinsic
 def store_first(typingctx, address, floats, count):
-    """Write the first ``count`` ≤ W of ``floats`` to ``address``."""
+    """Write the first ``count`` ≤ LANES of ``floats`` to ``address``."""
 
     def emit(context, builder, sig, args):
         masked_store(builder, args[1], args[0], first_lanes(builder, args[2]))
@@ -180,15 +180,15 @@ def words(typingctx, value):
 
 @intrinsic
 def lane_numbers(typingctx):
-    """Return the words 0, 1, … W − 1."""
-    numbers = ir.Constant(ir.VectorType(WORD, WIDTH), list(range(WIDTH)))
+    """Return the words 0, 1, … LANES − 1."""
+    numbers = ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES)))
     return WORDS(), lambda context, builder, sig, args: numbers
 
 
 @intrinsic
 def load_words(typingctx, address):
-    """Return the W words at ``address``."""
-    kind = ir.VectorType(WORD, WIDTH)
+    """Return the LANES words at ``address``."""
+    kind = ir.VectorType(WORD, LANES)
     return WORDS(address), lambda context, builder, sig, args: load_at(builder, args[0], kind)
 
 
@@ -200,7 +200,7 @@ def where(typingctx, flags, yes, no):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """Return the larger of each two lanes."""
+    """Return the larger of two numbers in each lane."""
 
     def emit(context, builder, sig, args):
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -227,13 +227,13 @@ def exp2(typingctx, x):
             return broadcast(builder, ir.Constant(FLOAT, value))
 
         low = constant(-127.0)
-        x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])  # what is NaN stays NaN
-        whole = call(builder, f"llvm.rint.v{WIDTH}f32", x.type, [x])
+        x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])  # NaN stays NaN
+        whole = call(builder, f"llvm.rint.v{LANES}f32", x.type, [x])
         part = builder.fsub(x, whole)
         power = constant(_EXP2[0])
         for coefficient in _EXP2[1:]:
             power = multiply_add(builder, power, part, constant(coefficient))
-        exponent = builder.fptosi(whole, ir.VectorType(WORD, WIDTH))
+        exponent = builder.fptosi(whole, ir.VectorType(WORD, LANES))
         exponent = builder.add(exponent, broadcast(builder, ir.Constant(WORD, 127)))
         exponent = builder.shl(exponent, broadcast(builder, ir.Constant(WORD, 23)))
         return builder.fmul(power, builder.bitcast(exponent, x.type))
@@ -243,11 +243,11 @@ def exp2(typingctx, x):
 
 @intrinsic
 def longs(typingctx, value):
-    """Return an integer in every lane, or W words, as longs."""
+    """Return an integer in every lane, or LANES words, as longs."""
 
     def emit(context, builder, sig, args):
         if value == WORDS:
-            return builder.zext(args[0], ir.VectorType(LONG, WIDTH))
+            return builder.zext(args[0], ir.VectorType(LONG, LANES))
         return broadcast(builder, context.cast(builder, args[0], sig.args[0], types.int64))
 
     return LONGS(value), emit
@@ -255,10 +255,10 @@ def longs(typingctx, value):
 
 @intrinsic
 def product_of_low(typingctx, a, b):
-    """Return the products of the low words of each two longs: processors have an instruction for it."""
+    """Return the products of the low words of two longs, which processors have an instruction for."""
 
     def emit(context, builder, sig, args):
-        low = ir.Constant(ir.VectorType(LONG, WIDTH), [0xFFFFFFFF] * WIDTH)
+        low = ir.Constant(ir.VectorType(LONG, LANES), [0xFFFFFFFF] * LANES)
         return builder.mul(*(builder.and_(longs, low) for longs in args))
 
     return LONGS(a, b), emit
@@ -269,7 +269,7 @@ def high(typingctx, a):
     """Return the high words of ``a`` as longs."""
 
     def emit(context, builder, sig, args):
-        return builder.lshr(args[0], ir.Constant(ir.VectorType(LONG, WIDTH), [32] * WIDTH))
+        return builder.lshr(args[0], ir.Constant(ir.VectorType(LONG, LANES), [32] * LANES))
 
     return LONGS(a), emit
 
@@ -277,13 +277,13 @@ def high(typingctx, a):
 @intrinsic
 def low(typingctx, a):
     """Return the low words of ``a``."""
-    kind = ir.VectorType(WORD, WIDTH)
+    kind = ir.VectorType(WORD, LANES)
     return WORDS(a), lambda context, builder, sig, args: builder.trunc(args[0], kind)
 
 
 @intrinsic
 def add_atomically(typingctx, address, amount):
-    """Add to the int64 at ``address``, which other threads may be adding to; return what it was."""
+    """Add to the int64 at ``address``, atomically; return its value before."""
 
     def emit(context, builder, sig, args):
         return builder.atomic_rmw("add", pointer(builder, args[0], LONG), args[1], "monotonic")
@@ -303,12 +303,12 @@ def store_word(typingctx, address, value):
 
 
 @intrinsic
-def sum_of(typingctx, floats):
+def sum_lanes(typingctx, floats):
     """Return the sum of all lanes, added in pairs, pairs of pairs and so on."""
 
     def emit(context, builder, sig, args):
         kind = ir.FunctionType(FLOAT, [FLOAT, args[0].type])
-        name = f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
         return builder.call(function, [ir.Constant(FLOAT, -0.0), args[0]], fastmath=("reassoc",))
 
@@ -316,10 +316,10 @@ def sum_of(typingctx, floats):
 
 
 @intrinsic
-def largest_of(typingctx, floats):
+def max_lane(typingctx, floats):
     """Return the largest lane."""
 
     def emit(context, builder, sig, args):
-        return call(builder, f"llvm.vector.reduce.fmax.v{WIDTH}f32", FLOAT, args)
+        return call(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", FLOAT, args)
 
     return types.float32(floats), emit

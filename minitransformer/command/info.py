@@ -56,7 +56,7 @@ def _acceleration():
     facts = report()
     missed = ", ".join(f"{name} {count} times" for name, count in misses.items()) or "none"
     return {
-        "kernels": f"{', '.join(kernels.KERNELS)}: float32 on the CPU, {facts.width} numbers at a time",
+        "kernels": f"{', '.join(kernels.KERNELS)}: float32 on the CPU, {facts.lanes} numbers at a time",
         "kernel threads": facts.threads,
         "kernel cache": facts.cache,
         "calls that missed": missed,

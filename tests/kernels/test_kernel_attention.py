@@ -256,8 +256,12 @@ def test_any_number_of_threads_is_right(monkeypatch):
         numba.set_num_threads(count)
         check(q, k, v, dy, mask=causal_mask(300))
     numba.set_num_threads(before)
-    assert fused._splits(3, 5, 1) == 1 and fused._splits(4, 5, 2) == 1
-    assert fused._splits(3, 5, 2) == 2 and fused._splits(1, 5, 4) == 4 and fused._splits(1, 3, 8) == 3
+    assert fused._choose_splits(3, 5, 1) == 1 and fused._choose_splits(4, 5, 2) == 1
+    assert (
+        fused._choose_splits(3, 5, 2) == 2
+        and fused._choose_splits(1, 5, 4) == 4
+        and fused._choose_splits(1, 3, 8) == 3
+    )
 
 
 def test_python_threads_may_call_at_once(monkeypatch):

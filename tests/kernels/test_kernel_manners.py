@@ -16,7 +16,7 @@ from common.mutations import mutated
 from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.kernels.cpu import compiling, usable
-from minitransformer.kernels.cpu.vectors import WIDTH
+from minitransformer.kernels.cpu.vectors import LANES
 from minitransformer.system import files
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_compiled_once_for_all_processes_until_an_edit(tmp_path):
     assert run(FORWARD, **environment) == (first, "")
 
     tiles = package / "kernels" / "cpu" / "tiles.py"  # not the file of the kernel itself
-    tiles.write_text(tiles.read_text().replace("store(place, load(place) * factor)", "store(place, factor)"))
+    tiles.write_text(tiles.read_text().replace("load(address) * factor", "factor"))
     changed, said = run(FORWARD, **environment)
     assert "attention_forward" in said and changed != first
 
@@ -86,8 +86,8 @@ def no_folder(part=""):
 
 def test_nothing_can_be_kept(monkeypatch):
     monkeypatch.setattr(files, "cache_folder", no_folder)
-    compiling._warn_that_nothing_is_kept.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"cannot be kept .*no folder, .* MINITRANSFORMER_CACHE"):
+    compiling._warn_that_nothing_is_cached.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"cannot be cached .*no folder, .* MINITRANSFORMER_CACHE"):
         assert compiling.compile_once(lambda cache: cache, "nothing", 0) is False
 
 
@@ -96,8 +96,8 @@ def test_what_is_kept_for_this_process_only(tmp_path):
     settings = {"MINITRANSFORMER_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
     report = "from minitransformer.kernels.cpu.report import report; print(report().cache)\n"
     printed, said = run(FORWARD + report, **settings)
-    assert "until this process ends: kernels are compiled anew in every process" in printed
-    assert said.count("compiling attention_forward, anew") == 1
+    assert "until this process ends: kernels are compiled in every process" in printed
+    assert said.count("compiling attention_forward, in every process") == 1
     assert said.count("MINITRANSFORMER_CACHE") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -112,7 +112,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     expected, _ = run(FORWARD)
     printed, said = run(limit + FORWARD, MINITRANSFORMER_CACHE=str(tmp_path))
     assert printed == expected
-    assert said.count("cannot be kept") == 1
+    assert said.count("cannot be cached") == 1
 
 
 @pytest.mark.parametrize("size", [0, 200])
@@ -183,7 +183,7 @@ def test_info_tells_of_the_cache(tmp_path, cached):
     printed, said = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=os.devnull)
     assert "until this process ends" in printed
     assert said.count(f"{os.devnull} cannot be written to; what can be used again is kept in ") == 1
-    assert ("compiling attention_forward, anew" in said) == cached
+    assert ("compiling attention_forward, in every process" in said) == cached
 
 
 # --- processors and processes
@@ -193,7 +193,7 @@ def narrower_processors():
     """Return processors that this one can play, and the numbers in their vectors."""
     if "x86_64" not in llvmlite.binding.get_process_triple():
         return [("generic", 4)]
-    return [(name, width) for name, width in (("haswell", 8), ("x86-64", 4)) if width <= WIDTH]
+    return [(name, width) for name, width in (("haswell", 8), ("x86-64", 4)) if width <= LANES]
 
 
 @pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
@@ -201,14 +201,14 @@ def test_narrower_vectors(processor, width):
     code = """
 from common.fused_attention import KEY, check, draw, some_bias
 from minitransformer.functional import Mask
-from minitransformer.kernels.cpu.vectors import WIDTH
+from minitransformer.kernels.cpu.vectors import LANES
 for width in (16, 20, 5):
     for mask in (Mask(70, 0, 3), Mask(80, 80, 0)):
         check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask)
         check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, dropout=0.2, key=KEY)
         check(*draw(width, 2, 67, 80, 2, 1, width), mask=mask, bias=some_bias((2, 67, 80), "float32"))
     check(*draw(width, 2, 1, 80, 2, 1, width), mask=Mask(75, 70, 9))
-print(WIDTH)
+print(LANES)
 """
     assert run(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")[0] == f"{width}\n"
 
@@ -244,37 +244,36 @@ STEP = {"mask": Mask(140, 0, 149)}
 DROPPED = {"mask": full_mask(150), "dropout": 0.3, "key": KEY}
 BIASED = {"mask": full_mask(150), "bias": some_bias((150, 150), "float32")}
 BIASED["bias"][7] = INVISIBLE
-ADDED_ROWS = "add_lanes_times_rows(place, stride, left, GROUP, lane, ROWS, rows, count, problem.width, ones)"
+ADDED_ROWS = (
+    "add_lanes_times_rows(target, row_bytes, left, QUERY_BLOCK, query, ROWS, rows, count, "
+    "problem.head_width, ones)"
+)
 MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
     "no rescaling": (
-        *("forward", "store(rescale + column, factor)", "store(rescale + column, splat(1.0))"),
+        *("forward", "store(rescale + lane_bytes, factor)", "store(rescale + lane_bytes, splat(1.0))"),
         *(CAUSAL, "y"),
     ),
     "diagonal off by one": ("problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
     "hidden keys shown": (
-        *("forward", "start + keys > least", "start + keys > least + KEYS"),
+        *("forward", "start + keys > fewest", "start + keys > fewest + KEY_BLOCK"),
         *(CAUSAL, "y"),
     ),
     "a tail not masked": (
         "forward",
-        "_exponentials(scores, keys, largest, total, factors)",
-        "_exponentials(scores, (keys + 7) // 8 * 8, largest, total, factors)",
+        "_exponentiate(scores, keys, largest, totals, factors)",
+        "_exponentiate(scores, (keys + 7) // 8 * 8, largest, totals, factors)",
         *({"mask": full_mask(150)}, "y"),
     ),
     "D forgotten": (
-        *("backward", "e * (load(dscores + place) - offset)", "e * load(dscores + place)"),
+        *("backward", "e * (load(dscores + offset_bytes) - delta)", "e * load(dscores + offset_bytes)"),
         *(CAUSAL, "dq"),
     ),
     "hidden keys shown in the backward": (
-        *("backward", "start + rows > least", "start + rows > least + KEYS"),
+        *("backward", "start + rows > fewest", "start + rows > fewest + KEY_BLOCK"),
         *(CAUSAL, "dq"),
     ),
     "a query that sees passed over": (
-        *(
-            "backward",
-            ADDED_ROWS,
-            ADDED_ROWS.replace("lane,", "lane + 1,"),
-        ),
+        *("backward", ADDED_ROWS, ADDED_ROWS.replace("query,", "query + 1,")),
         *(CAUSAL, "dk"),
     ),
     "dropped of a neighbour": (
@@ -285,23 +284,27 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
         "y",
     ),
     "dropout forgotten in dP": (
-        *("backward", "where(keep, load(dscores + place), zero)", "load(dscores + place)"),
+        *("backward", "where(keep, load(dscores + offset_bytes), zero)", "load(dscores + offset_bytes)"),
         *(DROPPED, "dq"),
     ),
     "dropout forgotten in dv": (
-        *("backward", "store(scores + place, where(keep, e, zero))", "store(scores + place, e)"),
+        *(
+            "backward",
+            "store(scores + offset_bytes, where(keep, e, zero))",
+            "store(scores + offset_bytes, e)",
+        ),
         *(DROPPED, "dv"),
     ),
     "bias in units of log 2": (
         "tiles",
-        "fused(bias, unit, load(scores + offset))",
-        "fused(bias, splat(1.0), load(scores + offset))",
+        "fused(bias, unit, load(scores + offset_bytes))",
+        "fused(bias, splat(1.0), load(scores + offset_bytes))",
         BIASED,
         "y",
     ),
     "invisible by bias shown": ("tiles", "where(bias <= invisible, hidden, score)", "score", BIASED, "y"),
     "one query: no rescaling": (
-        *("one_query", "store(place, load(place) * rescale)", "store(place, load(place))"),
+        *("one_query", "store(address, load(address) * rescale)", "store(address, load(address))"),
         *(STEP, "y", 1),
     ),
     "one query: padding shown": (
@@ -341,7 +344,7 @@ def compile_changed(monkeypatch):
     return compile_changed
 
 
-@pytest.mark.filterwarnings("ignore:compiled kernels cannot be kept")
+@pytest.mark.filterwarnings("ignore:compiled kernels cannot be cached")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_caught(mistake, compile_changed):
     file, text, wrong, arguments, name, *queries = MISTAKES[mistake]

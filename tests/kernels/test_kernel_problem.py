@@ -9,7 +9,7 @@ import pytest
 
 import minitransformer
 from minitransformer.kernels.cpu import compiling
-from minitransformer.kernels.cpu.problem import PROBLEM, record_of
+from minitransformer.kernels.cpu.problem import PROBLEM, make_problem
 
 PACKAGE, KERNELS = Path(minitransformer.__file__).parent, Path(compiling.__file__).parents[1]
 
@@ -25,14 +25,14 @@ def test_a_record_is_what_numpy_fills_by_name():
         else:
             fields[name] = random.integers(-(2**62), 2**62).item() if dtype.kind == "i" else random.random()
         expected[name] = fields[name]
-    np.testing.assert_array_equal(record_of(**fields), expected)
-    np.testing.assert_array_equal(record_of(), np.zeros(1, PROBLEM))
-    assert record_of().flags.writeable
+    np.testing.assert_array_equal(make_problem(**fields), expected)
+    np.testing.assert_array_equal(make_problem(), np.zeros(1, PROBLEM))
+    assert make_problem().flags.writeable
 
 
 def test_a_record_refuses_a_field_that_it_does_not_have():
     with pytest.raises(TypeError, match="PROBLEM has no field tiles"):
-        record_of(tile=3, tiles=4)
+        make_problem(tile=3, tiles=4)
 
 
 def file_of(module):

@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 
 from minitransformer.functional.philox import MULTIPLIERS
-from minitransformer.kernels.cpu.compiling import inlined
+from minitransformer.kernels.cpu.compiling import inline
 from minitransformer.kernels.cpu.products import ROWS, product, transpose
 from minitransformer.kernels.cpu.vectors import (
-    WIDTH,
+    LANES,
     exp2,
     high,
-    largest_of,
     load,
     load_first,
     load_words,
     longs,
     low,
+    max_lane,
     maximum,
     product_of_low,
     splat,
     store,
     store_first,
-    sum_of,
+    sum_lanes,
     where,
 )
 
@@ -33,14 +33,14 @@ def address(array):
     return array.ctypes.data
 
 
-@inlined
+@inline
 def exp2_of(out, x, count):
-    for place in range(0, 4 * count, 4 * WIDTH):
+    for place in range(0, 4 * count, 4 * LANES):
         store(out + place, exp2(load(x + place)))
 
 
 def powers(x):
-    whole = np.resize(np.asarray(x, np.float32), -(-len(x) // WIDTH) * WIDTH)
+    whole = np.resize(np.asarray(x, np.float32), -(-len(x) // LANES) * LANES)
     out = np.empty_like(whole)
     exp2_of(address(out), address(whole), whole.size)
     return out[: len(x)]
@@ -60,35 +60,35 @@ def test_exp2_of_what_is_hidden_is_zero_and_of_nan_nan():
     np.testing.assert_array_equal(powers(x), [0, 0, 0, 0, np.nan])
 
 
-@inlined
+@inline
 def reduced(x):
-    return sum_of(load(x)), largest_of(load(x))
+    return sum_lanes(load(x)), max_lane(load(x))
 
 
 def test_sum_and_largest_of_lanes():
-    x = RANDOM.standard_normal(WIDTH).astype(np.float32)
+    x = RANDOM.standard_normal(LANES).astype(np.float32)
     total, largest = reduced(address(x))
     assert total == pytest.approx(x.sum(dtype=np.float64), abs=1e-6)
     assert largest == x.max()
 
 
-@inlined
+@inline
 def chosen(out, x, y, count):
     first = load_first(x, count)
     store_first(out, where(first <= splat(0.0), load(y), maximum(first, load(y))), count)
 
 
-@pytest.mark.parametrize("count", range(-1, WIDTH + 1))
+@pytest.mark.parametrize("count", range(-1, LANES + 1))
 def test_what_lies_beyond_the_count_is_neither_read_nor_written(count):
-    x, y = RANDOM.standard_normal((2, WIDTH)).astype(np.float32)
-    out = np.full(WIDTH, 7, np.float32)
+    x, y = RANDOM.standard_normal((2, LANES)).astype(np.float32)
+    out = np.full(LANES, 7, np.float32)
     chosen(address(out), address(x), address(y), count)
     expected = np.where(x <= 0, y, np.maximum(x, y))
     expected[max(count, 0) :] = 7
     np.testing.assert_array_equal(out, expected)
 
 
-@inlined
+@inline
 def multiplied_words(high_words, low_words, x):
     disturbed = longs(load_words(x)) ^ longs(0x12345678 << 32)  # above the low words
     product = product_of_low(disturbed, longs(MULTIPLIERS[0]))
@@ -108,17 +108,17 @@ def store_words(typingctx, out, x):
 
 
 def test_products_of_words():
-    x = RANDOM.integers(0, 2**32, WIDTH, dtype=np.uint32)
-    high_words, low_words = np.empty((2, WIDTH), np.uint32)
+    x = RANDOM.integers(0, 2**32, LANES, dtype=np.uint32)
+    high_words, low_words = np.empty((2, LANES), np.uint32)
     multiplied_words(address(high_words), address(low_words), address(x))
     expected = x.astype(np.uint64) * np.uint64(MULTIPLIERS[0])
     np.testing.assert_array_equal(high_words, expected >> np.uint64(32))
     np.testing.assert_array_equal(low_words, expected & np.uint64(2**32 - 1))
 
 
-@inlined
+@inline
 def multiplied(out, left, right, depth, factors):
-    columns = 4 * 2 * WIDTH
+    columns = 4 * 2 * LANES
     product(2, out, columns, left, 4 * depth, 4, right, columns, depth, None)
     product(2, out, columns, left, 4 * depth, 4, right, columns, depth, factors)
 
@@ -126,27 +126,27 @@ def multiplied(out, left, right, depth, factors):
 @pytest.mark.parametrize("depth", [0, 1, 5, 64])
 def test_a_register_tile_of_a_product(depth):
     left = RANDOM.standard_normal((ROWS, depth)).astype(np.float32)
-    right = RANDOM.standard_normal((depth, 2 * WIDTH)).astype(np.float32)
+    right = RANDOM.standard_normal((depth, 2 * LANES)).astype(np.float32)
     out, factors = (
-        np.empty((ROWS, 2 * WIDTH), np.float32),
-        RANDOM.standard_normal(2 * WIDTH).astype(np.float32),
+        np.empty((ROWS, 2 * LANES), np.float32),
+        RANDOM.standard_normal(2 * LANES).astype(np.float32),
     )
     multiplied(address(out), address(left), address(right), depth, address(factors))
     exact = left.astype(float) @ right
     np.testing.assert_allclose(out, exact * (1 + factors.astype(float)), atol=1e-4)
 
 
-@inlined
+@inline
 def transposed(out, x, out_rows, out_columns, x_rows, x_columns):
-    transpose(out, 4 * WIDTH, out_rows, out_columns, x, 4 * WIDTH, x_rows, x_columns)
+    transpose(out, 4 * LANES, out_rows, out_columns, x, 4 * LANES, x_rows, x_columns)
 
 
-@pytest.mark.parametrize("rows", [1, WIDTH - 1, WIDTH])
-@pytest.mark.parametrize("columns", [1, WIDTH - 1, WIDTH])
+@pytest.mark.parametrize("rows", [1, LANES - 1, LANES])
+@pytest.mark.parametrize("columns", [1, LANES - 1, LANES])
 def test_a_square_is_transposed(rows, columns):
-    x = RANDOM.standard_normal((WIDTH, WIDTH)).astype(np.float32)
-    out = np.full((WIDTH, WIDTH), 7, np.float32)
-    transposed(address(out), address(x), columns, WIDTH, rows, columns)
+    x = RANDOM.standard_normal((LANES, LANES)).astype(np.float32)
+    out = np.full((LANES, LANES), 7, np.float32)
+    transposed(address(out), address(x), columns, LANES, rows, columns)
     expected = np.zeros_like(x)
     expected[:columns, :rows] = x[:rows, :columns].T
     expected[columns:] = 7
