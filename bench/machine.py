@@ -6,14 +6,14 @@ import os
 import platform
 from pathlib import Path
 
-from minitransformer.command.info import information
+from minitransformer.command.info import collect_facts
 
 PEERS = "torch", "jax"
 
 
 def machine():
     """Return the processor, its number of cores and the versions in use, for the record of a benchmark."""
-    facts = information()
+    facts = collect_facts()
     return {
         "processor": _processor(),
         "cores": len(available_cores()),

@@ -6,7 +6,7 @@ from rich.table import Column
 
 from bench.machine import machine
 from minitransformer.system.files import write_json
-from minitransformer.system.progress import progress_bar
+from minitransformer.system.progress import make_progress_bar
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 SIZES = ("B", "T", "D", "H", "K", "F", "V")
@@ -17,7 +17,7 @@ def progress():
     """Return a bar on standard error; where that is no terminal, only what is printed above it is seen."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     description = TextColumn("{task.description}", table_column=Column(overflow="fold"))
-    return progress_bar(console, BarColumn(bar_width=20), TimeRemainingColumn(), description)
+    return make_progress_bar(console, BarColumn(bar_width=20), TimeRemainingColumn(), description)
 
 
 def print_table(results):

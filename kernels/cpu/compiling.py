@@ -21,7 +21,8 @@ import numba
 from numba import types
 from numba.core import event
 
-from minitransformer.system import files
+import minitransformer
+from minitransformer.system.cache import CACHE_HINT, is_temporary, is_writable, make_cache_folder
 
 OPTIONS = {
     "nogil": True,
@@ -85,7 +86,7 @@ def compile_once(make, name, seconds):
         try:
             try:
                 folder = cache_folder()
-                announcement.often = "in every process" if files.is_temporary(folder) else "once"
+                announcement.often = "in every process" if is_temporary(folder) else "once"
                 return _load_or_compile(make, folder)
             except OSError as error:  # a full disk, or no folder at all
                 _warn_that_nothing_is_cached(error.strerror or str(error))
@@ -98,8 +99,7 @@ def compile_once(make, name, seconds):
 @functools.cache
 def _warn_that_nothing_is_cached(reason):
     warnings.warn(
-        f"compiled kernels cannot be cached and are compiled in every process ({reason}); "
-        f"{files.NAME_A_FOLDER}",
+        f"compiled kernels cannot be cached and are compiled in every process ({reason}); {CACHE_HINT}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -156,15 +156,17 @@ def cache_folder():
     """
     name = f"kernels-{_digest()}"
     named = Path(numba.config.CACHE_DIR) / name if numba.config.CACHE_DIR else None
-    return named if named is not None and files.is_writable(named) else files.cache_folder(name)
+    return named if named is not None and is_writable(named) else make_cache_folder(name)
 
 
 def sources():
     """Return every file that compiled code may depend on: the kernels and all that they import."""
-    package = Path(files.__file__).parents[1]
+    package = Path(minitransformer.__file__).parent
     folders = Path(__file__).parent, package / "functional"
     modules = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    return modules + [package / name for name in ("arrays.py", "errors.py", "system/files.py")]
+    return modules + [
+        package / name for name in ("arrays.py", "errors.py", "system/cache.py", "system/files.py")
+    ]
 
 
 @functools.cache  # a later edit does not change what this process has loaded

@@ -7,7 +7,7 @@ import numba
 from minitransformer.kernels.cpu.compiling import cache_folder
 from minitransformer.kernels.cpu.threads import threading_layer
 from minitransformer.kernels.cpu.vectors import LANES
-from minitransformer.system.files import is_temporary
+from minitransformer.system.cache import is_temporary
 
 
 class Report(NamedTuple):

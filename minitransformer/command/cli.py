@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 import minitransformer
-from minitransformer.command.console import SIGNALLED, checked_text, checked_texts, run
-from minitransformer.command.display import TerminalDisplay, command, described
-from minitransformer.command.info import information
-from minitransformer.command.writing import Writer, usual_settings
+from minitransformer.command.console import SIGNALLED, check_text, check_texts, run
+from minitransformer.command.display import TerminalDisplay, describe_recipe, find_program
+from minitransformer.command.info import collect_facts
+from minitransformer.command.writing import Writer, read_generation_settings
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import TOKENIZER, encode, id_count, load_tokenizer
@@ -30,10 +30,10 @@ from minitransformer.recipes import load_recipe, recipe_names
 from minitransformer.recipes.cost import BUSY, estimate_cost
 from minitransformer.recipes.resuming import resumed_recipe
 from minitransformer.recipes.run import train_recipe
-from minitransformer.system.files import new_folder
+from minitransformer.system.folders import make_new_folder
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.system.progress import show_progress
-from minitransformer.system.terminal import fitted, span
+from minitransformer.system.terminal import fit_lines, format_duration_range
 from minitransformer.training.checkpoints import last_checkpoint, model_folder
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def version(
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
-Device = Annotated[str, typer.Option(callback=checked_text, help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(callback=check_text, help="cpu or cuda.")]
 
 
 class Kernels(enum.StrEnum):
@@ -89,7 +89,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        callback=checked_texts,
+        callback=check_texts,
         help="Change a setting of the recipe; can be repeated.",
     ),
 ]
@@ -108,7 +108,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="[RECIPE]",
-            callback=checked_text,
+            callback=check_text,
             help="See `minitransformer recipes`; by default python.",
         ),
     ] = None,
@@ -130,7 +130,7 @@ def train(
         chosen, data = resumed_recipe(recipe, folder, settings or (), data or [])
     else:
         chosen = load_recipe(recipe or "python", settings or ())
-        folder = output_dir or context.with_resource(new_folder(runs))
+        folder = output_dir or context.with_resource(make_new_folder(runs))
     display = TerminalDisplay()
     if resume and last_checkpoint(folder) is None:
         display.say(f"there is no checkpoint in {folder}: starting from the beginning\n")
@@ -142,7 +142,7 @@ def train(
             "\nstopped before the first step: nothing was trained, and nothing is left behind"
             if stopped.folder is None
             else f"\nstopped; {folder} holds the last checkpoint. To go on:\n"
-            f"    {command()} train --resume --output-dir {shlex.quote(str(folder))}"
+            f"    {find_program()} train --resume --output-dir {shlex.quote(str(folder))}"
         )
         raise typer.Exit(SIGNALLED + stopped.signal) from None
     finally:
@@ -161,7 +161,7 @@ def train(
 @app.command()
 def generate(
     folder: Folder,
-    prompt: Annotated[str, typer.Option(callback=checked_text, help="The text to continue.")] = "",
+    prompt: Annotated[str, typer.Option(callback=check_text, help="The text to continue.")] = "",
     max_new_tokens: Annotated[
         int | None, typer.Option(help="How much to write; by default 500, or what the model was made for.")
     ] = None,
@@ -174,7 +174,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            callback=checked_texts,
+            callback=check_texts,
             help="End before this text, were it to come; can be repeated.",
         ),
     ] = None,
@@ -195,7 +195,7 @@ def generate(
 ):
     """Write text with a trained model, as it is drawn."""
     folder, model, tokenizer = _load(folder, device)
-    usual = usual_settings(folder)
+    usual = read_generation_settings(folder)
     writer = Writer(
         model,
         tokenizer,
@@ -232,7 +232,7 @@ def evaluate(
 @app.command()
 def attention(
     folder: Folder,
-    text: Annotated[str, typer.Option(callback=checked_text, help="What the model reads.")],
+    text: Annotated[str, typer.Option(callback=check_text, help="What the model reads.")],
     layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.")] = None,
     head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.")] = None,
     output: Output = Path("attention.png"),
@@ -260,7 +260,7 @@ def positions(folder: Folder, output: Output = Path("positions.png")):
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", callback=checked_text, help="Show this one and its cost."),
+        typer.Argument(metavar="[NAME]", callback=check_text, help="Show this one and its cost."),
     ] = None,
     data: Data = None,
     settings: Settings = None,
@@ -273,7 +273,7 @@ def recipes(
             _say(f"{each:<{width}}{load_recipe(each).description}", width)
         return
     recipe = load_recipe(name, settings or ())
-    _say(f"{described(recipe, data)}\n")
+    _say(f"{describe_recipe(recipe, data)}\n")
     if recipe.pretrained is not None:
         print(f"It starts from the model in {recipe.pretrained.folder}.\n")
     table = recipe.table()
@@ -289,7 +289,7 @@ def recipes(
 @app.command()
 def info():
     """Show versions, processors and what is accelerated."""
-    for name, value in information().items():
+    for name, value in collect_facts().items():
         _say(f"{name:<19}{value}", 19)
 
 
@@ -343,7 +343,7 @@ def _print_cost(cost, without_text):
         ("training", f"{cost.steps:,} steps, {cost.tokens:,} tokens"),
         ("operations", f"{cost.flops:.2e} FLOPs"),
         ("memory", f"{cost.memory / 1e9:.2f} GB"),
-        ("time", span(*cost.seconds)),
+        ("time", format_duration_range(*cost.seconds)),
     ):
         print(f"{name:<12}{value}")
     if cost.free < BUSY:
@@ -355,4 +355,4 @@ def _print_cost(cost, without_text):
 
 def _say(text, indent=0):
     """Print ``text``, on a terminal in lines that fit it."""
-    print(fitted(text, Console(), indent))
+    print(fit_lines(text, Console(), indent))

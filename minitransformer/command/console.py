@@ -67,12 +67,12 @@ def _discard(stream):
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def checked_texts(parameter: typer.CallbackParam, values: list[str] | None):
-    """Return ``values``, a list; raise InputError as ``checked_text`` does."""
-    return [checked_text(parameter, value) for value in values or ()]
+def check_texts(parameter: typer.CallbackParam, values: list[str] | None):
+    """Return ``values``, a list; raise InputError as ``check_text`` does."""
+    return [check_text(parameter, value) for value in values or ()]
 
 
-def checked_text(parameter: typer.CallbackParam, value: str | None):
+def check_text(parameter: typer.CallbackParam, value: str | None):
     """Return ``value``; raise InputError for bytes that are not UTF-8.
 
     Whatever the system thinks arguments are written in: it hands on bytes that it can't read as surrogates.

@@ -12,9 +12,9 @@ from rich.text import Text
 from minitransformer.data.corpus import CORPUS
 from minitransformer.recipes import changed_settings, recipe_names
 from minitransformer.recipes.progress import Display
-from minitransformer.system.memory import peak_memory
+from minitransformer.system.memory import measure_peak_memory
 from minitransformer.system.progress import show_progress
-from minitransformer.system.terminal import duration
+from minitransformer.system.terminal import format_duration
 from minitransformer.training import ProgressBar
 from minitransformer.training.output import PICTURE
 from minitransformer.training.trainer import METRICS
@@ -49,7 +49,7 @@ class TerminalDisplay(ProgressBar, Display):
         self.preparations.close()
         config = trainer.model.config
         for name, value in (
-            ("recipe", described(recipe, material.source.get("paths"))),
+            ("recipe", describe_recipe(recipe, material.source.get("paths"))),
             ("data", _size(material)),
             (
                 "model",
@@ -72,33 +72,33 @@ class TerminalDisplay(ProgressBar, Display):
         self.say("\n".join(MARGIN + line for line in lines), "dim")
 
     def done(self, recipe, folder, material, score, seconds, data=(), options=()):
-        """Say how well it went, where everything is, and what to try next; ``suggestions`` says of what."""
-        memory = peak_memory()
+        """Show the score, where the files are, and what to try next; see ``suggest_commands``."""
+        memory = measure_peak_memory()
         self.say(
-            f"\nDone in {duration(seconds)}"
+            f"\nDone in {format_duration(seconds)}"
             + (f", with at most {memory / 1e9:.2f} GB of memory" if memory else "")
-            + f".\n{in_words(score)}"
+            + f".\n{describe_score(score)}"
         )
         self.say(
             f"\n{folder} holds the model (config.json, model.safetensors, tokenizer.json), its checkpoints, "
             f"{METRICS}, {PICTURE} and {CORPUS}.\n\nTry next:"
         )
-        for what, arguments in suggestions(recipe, folder, material, data, options):
-            self.say(f"  {what}\n{MARGIN}  {command()} {shlex.join(map(str, arguments))}")
+        for what, arguments in suggest_commands(recipe, folder, material, data, options):
+            self.say(f"  {what}\n{MARGIN}  {find_program()} {shlex.join(map(str, arguments))}")
 
     def end(self):
         """Take away what was shown before the training began."""
         self.preparations.close()
 
 
-def described(recipe, paths=()):
+def describe_recipe(recipe, paths=()):
     """Return ``recipe`` in one line; ``paths`` are the texts that it is given, if any."""
     if not paths:
         return f"{recipe.name}: {recipe.description}"
     return f"the settings of {recipe.name}, to learn from {', '.join(map(str, paths))}"
 
 
-def in_words(score):
+def describe_score(score):
     """Return what a score says, for someone who has never seen one."""
     if "exact_match" in score:
         return f"Of the validation examples, {score['correct']:,} of {score['examples']:,} are correct."
@@ -114,7 +114,7 @@ def in_words(score):
     )
 
 
-def suggestions(recipe, folder, material, data=(), options=()):
+def suggest_commands(recipe, folder, material, data=(), options=()):
     """Yield what to try after a run of ``recipe`` into ``folder``: what for, and arguments for this command.
 
     ``data`` and ``options`` are what the run was given besides its settings.
@@ -135,7 +135,7 @@ def suggestions(recipe, folder, material, data=(), options=()):
         yield "train a wider model", ["train", recipe.name, *paths, *options, *assignments]
 
 
-def command():
+def find_program():
     """Return this command as it can be typed here."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":

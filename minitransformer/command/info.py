@@ -11,13 +11,13 @@ from minitransformer import kernels
 from minitransformer.arrays import device_module
 from minitransformer.dispatch import misses
 from minitransformer.errors import DeviceError
-from minitransformer.system.files import cache_folder, is_temporary
+from minitransformer.system.cache import is_temporary, make_cache_folder
 
 LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def information():
+def collect_facts():
     """Return ``{what: value}`` in the order in which it should be read."""
     blas = np.show_config("dicts")["Build Dependencies"]["blas"]
     limits = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
@@ -42,7 +42,7 @@ def _version(library):
 
 def _cache():
     try:
-        folder = cache_folder()
+        folder = make_cache_folder()
     except OSError as error:
         return f"none ({error})"
     return f"{folder}, until this process ends" if is_temporary(folder) else str(folder)

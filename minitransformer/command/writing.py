@@ -4,12 +4,12 @@ import sys
 
 from minitransformer.errors import InputError
 from minitransformer.generation.sampling import generate
-from minitransformer.generation.streaming import beginning
+from minitransformer.generation.streaming import decode_prompt
 from minitransformer.system.files import read_json
 from minitransformer.training.output import GENERATION
 
 
-def usual_settings(folder):
+def read_generation_settings(folder):
     """Return how the model in ``folder`` is to generate, unless the user wants it otherwise."""
     settings = {"max_new_tokens": 500, "temperature": 0.8}
     path = folder / GENERATION
@@ -46,7 +46,7 @@ class Writer:
             if self.samples > 1:
                 sys.stdout.write(f"--- sample {number} of {self.samples}, seed {self.seed} ---\n")
             self.seed += 1
-            sys.stdout.write(beginning(self.tokenizer, prompt))
+            sys.stdout.write(decode_prompt(self.tokenizer, prompt))
             for piece in pieces:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
@@ -70,7 +70,7 @@ class Writer:
                 sys.stdout.write("\n" if sign else "")
                 return all_well
             try:
-                self.write(_checked(line))
+                self.write(_check_utf8(line))
             except KeyboardInterrupt:
                 sys.stdout.write("\n")
             except InputError as error:
@@ -79,7 +79,7 @@ class Writer:
             sys.stdout.flush()
 
 
-def _checked(line):
+def _check_utf8(line):
     try:
         line.encode("utf-8")
     except UnicodeEncodeError:

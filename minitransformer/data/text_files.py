@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from minitransformer.errors import InputError
-from minitransformer.system.files import OF_A_WRITER
+from minitransformer.system.files import TEMPORARY_NAME
 
 SIGNS = "*?["  # of a pattern
 PICTURES = {".png", ".pdf", ".jpg", ".webp"}  # none of which is UTF-8; an .svg is
@@ -33,7 +33,7 @@ def find_texts(path):
         """Return the outermost folder of a program that ``file`` lies in, or ``file`` if it is one's own."""
         *folders, _ = (top / part for part in file.relative_to(top).parents)
         own = (
-            OF_A_WRITER.fullmatch(file.name)
+            TEMPORARY_NAME.fullmatch(file.name)
             or file.suffix.lower() in PICTURES
             or (not folders and file.name in WRITTEN and is_output(top))
         )

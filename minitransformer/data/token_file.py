@@ -10,7 +10,9 @@ import numpy as np
 from minitransformer.data.text import sha256
 from minitransformer.data.tokenizer import encode_pieces, id_count, separator_id
 from minitransformer.errors import InputError
-from minitransformer.system.files import NAME_A_FOLDER, cache_folder, exclusive, remove_parts, replacing
+from minitransformer.system.cache import CACHE_HINT, make_cache_folder
+from minitransformer.system.files import remove_temporary_files, write_atomically
+from minitransformer.system.folders import lock_folder
 
 FORMAT = 1  # of what is written; another number makes all files anew
 HEADER = 128  # bytes of a .npy header
@@ -26,19 +28,19 @@ def token_file(text, tokenizer, progress=lambda done, total: None):
     """
     identity = f"{FORMAT} {sha256(text)} {_documents(text, tokenizer)} {tokenizer.to_str()}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = cache_folder("tokens") / f"{name}.npy"
+    path = make_cache_folder("tokens") / f"{name}.npy"
     with contextlib.suppress(InputError):  # damaged or not there: made now
         return open_tokens(path)
     try:
-        with exclusive(path.parent, wait=True):
-            remove_parts(path.parent)
+        with lock_folder(path.parent, wait=True):
+            remove_temporary_files(path.parent)
             with contextlib.suppress(InputError):  # another process has made it meanwhile
                 return open_tokens(path)
-            with replacing(path) as temporary:
+            with write_atomically(path) as temporary:
                 write_tokens(temporary, text, tokenizer, progress)
     except OSError as error:
         raise OSError(
-            f"cannot write tokens to {path.parent}: {error.strerror or error}; {NAME_A_FOLDER}"
+            f"cannot write tokens to {path.parent}: {error.strerror or error}; {CACHE_HINT}"
         ) from None
     return open_tokens(path)
 

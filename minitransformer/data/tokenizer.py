@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from minitransformer.data.long_words import cut_long_words
 from minitransformer.errors import InputError
-from minitransformer.system.files import replacing, write_json
+from minitransformer.system.files import write_atomically, write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("characters", "bpe", "wordpiece")
@@ -172,7 +172,7 @@ def save_tokenizer(tokenizer, folder, context_length):
     longest text that it lets pass without a warning.
     """
     folder = Path(folder)
-    with replacing(folder / TOKENIZER) as temporary:
+    with write_atomically(folder / TOKENIZER) as temporary:
         temporary.write_text(plain(tokenizer).to_str(pretty=True), encoding="utf-8")
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     settings = {

@@ -9,7 +9,7 @@ from minitransformer.arrays import array_module, to_numpy
 from minitransformer.data.tokenizer import encode, start_id
 from minitransformer.dispatch import inference
 from minitransformer.errors import InputError
-from minitransformer.generation.streaming import decode_pieces, until
+from minitransformer.generation.streaming import decode_pieces, truncate_at_stops
 
 DECIMALS = 12  # of a sum of probabilities: what differs beyond them is rounding
 
@@ -48,20 +48,20 @@ def generate(
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     rows = model.config.vocabulary_size
-    tokenizer = _checked_tokenizer(tokenizer)
-    ids = before = _prompt_ids(prompt, tokenizer, rows)
+    tokenizer = _check_tokenizer(tokenizer)
+    ids = before = _encode_prompt(prompt, tokenizer, rows)
     if not ids:
         ids = [start_id(tokenizer)]
-    stop_ids, stop_texts = _stops(stop, tokenizer, rows)
-    drawn = _drawn(tokenizer, vocabulary_size, rows)
+    stop_ids, stop_texts = _split_stops(stop, tokenizer, rows)
+    drawn = _find_drawable(tokenizer, vocabulary_size, rows)
     tokens = _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn, use_cache)
     if stop_ids:
         tokens = itertools.takewhile(lambda token: token not in stop_ids, tokens)
     if isinstance(prompt, str):
-        pieces = until(stop_texts, decode_pieces(tokenizer, before, tokens))
+        pieces = truncate_at_stops(stop_texts, decode_pieces(tokenizer, before, tokens))
         return (text for _, text in pieces if text)
     if stop_texts:
-        pieces = until(stop_texts, decode_pieces(tokenizer, before, tokens))
+        pieces = truncate_at_stops(stop_texts, decode_pieces(tokenizer, before, tokens))
         return (token for part, _ in pieces for token in part)
     return tokens
 
@@ -80,13 +80,13 @@ def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn
             batch = {"ids": xp.asarray([unseen if use_cache else context])}
             h, _ = model.hidden(batch, cache=cache)
             logits, _ = model.head(h[:, -1])
-        probabilities = token_probabilities(to_numpy(logits[0])[drawn], temperature, top_k, top_p)
+        probabilities = compute_probabilities(to_numpy(logits[0])[drawn], temperature, top_k, top_p)
         token = int(drawn[random.choice(len(drawn), p=probabilities)])
         context, unseen = [*context, token], [token]
         yield token
 
 
-def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """Return the probabilities (V,) that a token is drawn with, in float64, given its ``logits`` (V,)."""
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
@@ -126,7 +126,7 @@ def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):
         raise InputError(f"top_p is {top_p}; expected more than 0 and at most 1")
 
 
-def _prompt_ids(prompt, tokenizer, rows):
+def _encode_prompt(prompt, tokenizer, rows):
     """Return the ids of ``prompt`` as a list of ints; of an empty text none."""
     if isinstance(prompt, str):
         if tokenizer is None:
@@ -150,7 +150,7 @@ def _prompt_ids(prompt, tokenizer, rows):
     return [int(index) for index in ids]
 
 
-def _checked_tokenizer(tokenizer):
+def _check_tokenizer(tokenizer):
     """Return ``tokenizer``, or the one that a tokenizer of ``transformers`` is built on; None stays None."""
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
@@ -160,7 +160,7 @@ def _checked_tokenizer(tokenizer):
     return tokenizer
 
 
-def _stops(stop, tokenizer, rows):
+def _split_stops(stop, tokenizer, rows):
     """Return the ids and the texts among ``stop``."""
     if stop is None:
         return set(), []
@@ -178,7 +178,7 @@ def _stops(stop, tokenizer, rows):
     return ids, texts
 
 
-def _drawn(tokenizer, vocabulary_size, rows):
+def _find_drawable(tokenizer, vocabulary_size, rows):
     """Return the ids that may be drawn."""
     if vocabulary_size is not None and not (_is_integer(vocabulary_size) and 1 <= vocabulary_size <= rows):
         raise InputError(f"vocabulary_size is {vocabulary_size!r}; expected 1 to {rows}, the model's")

@@ -7,7 +7,7 @@ from minitransformer.data.tokenizer import encode, is_reversible
 UNFINISHED = "\ufffd"  # how a character is decoded whose bytes have not all come
 
 
-def text_stream(tokenizer, prompt_ids, new_ids):
+def stream_text(tokenizer, prompt_ids, new_ids):
     """Yield the text of ``prompt_ids`` and then of ``new_ids``, in pieces, as they come.
 
     The pieces joined are ``tokenizer.decode(all ids, skip_special_tokens=False)``: a word that the prompt
@@ -39,7 +39,7 @@ def decode_pieces(tokenizer, before, new_ids):
         yield part, text_of(context + part)[told:]
 
 
-def until(stops, pieces):
+def truncate_at_stops(stops, pieces):
     """Yield ids and text, as in ``pieces``, up to the first of the texts ``stops``, which is left out.
 
     Text that may be the beginning of a stop is held back until more has come; ids wait for all of their text.
@@ -48,7 +48,7 @@ def until(stops, pieces):
     for ids, more in pieces:
         text += more
         waiting += [(index, len(text)) for index in ids]
-        place, found = _stop_in(text, stops)
+        place, found = _find_stop(text, stops)
         yield [index for index, end in waiting if end <= place], text[:place]
         if found:
             return
@@ -57,7 +57,7 @@ def until(stops, pieces):
     yield [index for index, _ in waiting], text
 
 
-def beginning(tokenizer, prompt):
+def decode_prompt(tokenizer, prompt):
     """Return how the text that continues ``prompt`` begins: as it was given, if its tokens are reversible.
 
     WordPiece gives up case and spacing; there it is the text of its tokens, which the continuation fits.
@@ -67,15 +67,15 @@ def beginning(tokenizer, prompt):
     return tokenizer.decode(encode(tokenizer, prompt), skip_special_tokens=False)
 
 
-def _stop_in(text, stops):
+def _find_stop(text, stops):
     """Return where in ``text`` the stop begins that is complete first, and True; else where one may begin."""
     found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     if found:
         return min(found)[1], True
-    return len(text) - max((_overlap(text, stop) for stop in stops), default=0), False
+    return len(text) - max((_count_overlap(text, stop) for stop in stops), default=0), False
 
 
-def _overlap(text, stop):
+def _count_overlap(text, stop):
     """Return how many characters at the end of ``text`` are the beginning of ``stop``."""
     lengths = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -11,7 +11,8 @@ import numpy as np
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.dispatch import inference
 from minitransformer.errors import InputError
-from minitransformer.system.files import cache_folder, has_home, replacing
+from minitransformer.system.cache import has_home, make_cache_folder
+from minitransformer.system.files import write_atomically
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 
@@ -57,7 +58,7 @@ def _load_matplotlib():
     Without a home folder old versions need to be told where their settings and fonts are.
     """
     if not has_home():
-        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
+        os.environ.setdefault("MPLCONFIGDIR", str(make_cache_folder("matplotlib")))
     loaded, name = "matplotlib" in sys.modules, os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib  # noqa: PLC0415
@@ -155,7 +156,7 @@ def save_picture(figure, path):
 
 def _write(figure, path, **settings):
     try:
-        with replacing(path) as temporary:
+        with write_atomically(path) as temporary:
             figure.savefig(temporary, **settings)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -6,7 +6,7 @@ import numpy as np
 
 from minitransformer.arrays import array_module
 from minitransformer.errors import InputError
-from minitransformer.system.settings import suggestion
+from minitransformer.system.settings import suggest
 
 KNOWN = ("ids", "targets", "lengths")
 LABELS = (
@@ -29,7 +29,7 @@ def as_batch(xp, given):
         raise InputError(LABELS)
     for name in given:
         if name not in KNOWN:
-            raise InputError(f"there is nothing called {name!r} in a batch{suggestion(str(name), KNOWN)}")
+            raise InputError(f"there is nothing called {name!r} in a batch{suggest(str(name), KNOWN)}")
     if "ids" not in given:
         raise InputError(f"the batch has no ids; there are {', '.join(map(str, given)) or 'nothing'}")
 

@@ -28,12 +28,12 @@ from minitransformer.layers.basic import DEVIATION
 from minitransformer.layers.blocks import ACTIVATIONS
 from minitransformer.models.batch import as_batch
 from minitransformer.parameters import Layer, normal
-from minitransformer.system.settings import check_types, suggesting
+from minitransformer.system.settings import check_types, reject_unknown_settings
 
 POSITIONS = ("learned", "sinusoidal")
 
 
-@suggesting
+@reject_unknown_settings
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's smallest.

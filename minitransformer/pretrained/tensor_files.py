@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from minitransformer.errors import InputError
-from minitransformer.system.files import replacing
+from minitransformer.system.files import write_atomically
 
 # safetensors' names of types, and NumPy's (bfloat16 for those that have installed it)
 TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -23,7 +23,7 @@ def write_tensors(path, tensors):
     """Write ``{name: array}`` to ``path``, atomically."""
     path = Path(path)
     types = {name: tensor.dtype.name for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with write_atomically(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"format": "pt", "sha256": _digest(tensors, types)})
         except SafetensorError as error:

@@ -11,7 +11,7 @@ from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError
 from minitransformer.models.table import ARCHITECTURES, Architecture, architecture_of
 from minitransformer.recipes.starting_model import Pretrained, find_pretrained
-from minitransformer.system.settings import check_settings, check_types, suggesting, suggestion
+from minitransformer.system.settings import check_settings, check_types, reject_unknown_settings, suggest
 from minitransformer.training import TrainingArguments
 
 CORPORA = ("python", "text", *TASKS)
@@ -22,7 +22,7 @@ PRETRAINED = "pretrained"  # the setting, and the tokenizer that comes with it
 OF_PRETRAINED = ("dropout", "context_length")  # what may differ from the model that is started from
 
 
-@suggesting
+@reject_unknown_settings
 @dataclass(frozen=True)
 class TextSettings:
     """How text becomes tokens: ``tokenizer`` is ``"characters"``, ``"bpe"`` or ``"wordpiece"``; the latter
@@ -43,7 +43,7 @@ class TextSettings:
             raise InputError(f"vocabulary_size is {self.vocabulary_size}; give how many tokens to learn")
 
 
-@suggesting
+@reject_unknown_settings
 @dataclass(frozen=True)
 class Recipe:
     """A named run: ``architecture`` is a row of the table, ``corpus`` "python", "text" or a task.
@@ -90,7 +90,7 @@ def load_recipe(name, assignments=()):
     InputError for a recipe or a setting that does not exist (suggesting the nearest) and for an unfit value.
     """
     if name not in recipe_names():
-        raise InputError(f"there is no recipe {name!r}{suggestion(name, recipe_names())}")
+        raise InputError(f"there is no recipe {name!r}{suggest(name, recipe_names())}")
     text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return recipe_from({"name": name, **tomllib.loads(text)}, assignments)
 

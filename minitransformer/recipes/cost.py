@@ -11,7 +11,7 @@ from minitransformer.evaluation.scores import SAMPLED_PLACES, batch_rows
 from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
 from minitransformer.recipes.run import SAMPLE_TOKENS
 from minitransformer.recipes.starting_model import pretrained_tokenizer
-from minitransformer.system.memory import peak_memory, reuse_freed_memory
+from minitransformer.system.memory import measure_peak_memory, reuse_freed_memory
 
 CALIBRATION_SECONDS = 1.0  # of which there are two
 BUSY = 0.8  # where a thread gets less of a processor than this, other work takes the rest
@@ -42,7 +42,7 @@ def estimate_cost(recipe, data=()):
     very steps that the run is made of are timed; see ``calibration``.
     """
     reuse_freed_memory()
-    before = peak_memory() or 0
+    before = measure_peak_memory() or 0
     args, length = recipe.training, recipe.model.context_length
     vocabulary, train_dataset, validation, sampled = _material(recipe, data)
     steps, examples = args.steps_for(train_dataset), len(validation.places())
@@ -60,7 +60,8 @@ def estimate_cost(recipe, data=()):
         tokens=steps * args.rows * length,
         flops=3 * model.forward_flops(length) * args.rows * steps,
         memory=int(
-            max(peak_memory() or 0, before + held + max(part.memory for part in measured.values())) + ENDING
+            ENDING
+            + max(measure_peak_memory() or 0, before + held + max(part.memory for part in measured.values()))
         ),
         seconds=tuple(
             steps * args.gradient_accumulation_steps * train

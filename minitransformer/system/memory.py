@@ -21,7 +21,7 @@ def reuse_freed_memory():
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def peak_memory():
+def measure_peak_memory():
     """Return the most memory that this process has held, in bytes; None where the system does not say."""
     try:
         import resource  # noqa: PLC0415  not on Windows

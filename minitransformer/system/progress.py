@@ -5,7 +5,7 @@ import contextlib
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def progress_bar(console, *columns):
+def make_progress_bar(console, *columns):
     """Return a ``rich.progress.Progress`` of ``columns`` on ``console``, erased when it stops.
 
     By default the columns are the task's description, the bar and the time left. Where ``console`` is not a
@@ -18,7 +18,7 @@ def progress_bar(console, *columns):
 @contextlib.contextmanager
 def show_progress(description, console):
     """Show a bar on ``console`` while the block runs; yield a function of the work done and its total."""
-    bar = progress_bar(console)
+    bar = make_progress_bar(console)
     task = bar.add_task(description, total=None)
     if console.is_terminal:
         bar.start()

@@ -1,4 +1,4 @@
-"""What all settings have in common: checked types, and the setting that an unknown name probably meant."""
+"""Settings: their types checked, and for an unknown name the setting that was probably meant."""
 
 import difflib
 import functools
@@ -111,8 +111,8 @@ def check_types(settings):
             raise InputError(f"{field.name} is {value!r}; expected a value of type {expected}")
 
 
-def suggestion(name, known):
-    """Return the end of a message about ``name``, which is none of ``known``: the nearest, or all of them."""
+def suggest(name, known):
+    """Return the end of a message on ``name``, not among ``known``: the nearest of these, or all of them."""
     if name in ELSEWHERE:
         close = {ELSEWHERE[name]}.intersection(known)
     else:
@@ -122,15 +122,13 @@ def suggestion(name, known):
 
 def check_settings(names, known):
     """Raise UnknownSettingError for those of ``names`` that are not among ``known``."""
-    unknown = [
-        f"there is no setting {name!r}{suggestion(name, known)}" for name in names if name not in known
-    ]
+    unknown = [f"there is no setting {name!r}{suggest(name, known)}" for name in names if name not in known]
     if unknown:
         raise UnknownSettingError(" ".join(unknown))
 
 
-def suggesting(settings):
-    """Let the dataclass ``settings`` answer a keyword that it does not have by the one that was meant."""
+def reject_unknown_settings(settings):
+    """Make the dataclass ``settings`` raise UnknownSettingError, with a suggestion, for unknown keywords."""
     initialise = settings.__init__
     known = {field.name for field in fields(settings)}
 

@@ -5,7 +5,7 @@ import textwrap
 UNITS = (3600, "hours", 7197), (60, "minutes", 119.5), (1, "seconds", 0)  # and from where they are used
 
 
-def fitted(text, console, indent=0):
+def fit_lines(text, console, indent=0):
     """Return ``text`` with its lines broken between words, so that they fit ``console``.
 
     What a line goes on with is indented by ``indent``. A word longer than a line, such as a path, stays
@@ -21,12 +21,12 @@ def fitted(text, console, indent=0):
     )
 
 
-def duration(seconds):
+def format_duration(seconds):
     """Return ``seconds`` in words, in the unit that suits: "3.2 seconds", "45 seconds", "2.4 minutes"."""
-    return span(seconds, seconds)
+    return format_duration_range(seconds, seconds)
 
 
-def span(least, most):
+def format_duration_range(least, most):
     """Return two durations in words, "1.8 to 2.9 minutes", or one where they look the same."""
     unit, name = next((unit, name) for unit, name, start in UNITS if most >= start)
     first, last = (

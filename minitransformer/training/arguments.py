@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from minitransformer.errors import ChangedSettingError, InputError
-from minitransformer.system.settings import check_types, suggesting
+from minitransformer.system.settings import check_types, reject_unknown_settings
 from minitransformer.training.optimisers import OPTIMISERS
 from minitransformer.training.schedules import SCHEDULES, scheduled_learning_rate
 
@@ -22,7 +22,7 @@ MAY_CHANGE = (
 )
 
 
-@suggesting
+@reject_unknown_settings
 @dataclass(frozen=True)
 class TrainingArguments:
     """How to train, with the field names of Hugging Face's ``TrainingArguments`` where it has one.

@@ -12,7 +12,12 @@ import shutil
 
 from minitransformer.errors import InputError
 from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
-from minitransformer.system.files import read_json, remove_folder, remove_parts, replacing_folder
+from minitransformer.system.files import (
+    read_json,
+    remove_folder,
+    remove_temporary_files,
+    write_folder_atomically,
+)
 
 BEST = "best"
 
@@ -53,11 +58,11 @@ def put_best_back(output_dir, checkpoint, history):
     Checkpoints of earlier versions hold none; ``best`` may stay then if it is that of the right step.
     """
     best = output_dir / BEST
-    remove_parts(best)
+    remove_temporary_files(best)
     kept = None if checkpoint is None else checkpoint / BEST
     if kept is not None and kept.is_dir():
         if not _same(best, kept):
-            with replacing_folder(best) as temporary:
+            with write_folder_atomically(best) as temporary:
                 _link(kept, temporary)
     elif saved_step(best) is not None and saved_step(best) != best_step(history):
         remove_folder(best)

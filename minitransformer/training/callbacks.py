@@ -9,9 +9,9 @@ import warnings
 
 from minitransformer.errors import InputError
 from minitransformer.generation.sampling import generate
-from minitransformer.generation.streaming import text_stream
+from minitransformer.generation.streaming import stream_text
 from minitransformer.pretrained.model_folder import assign, read_values
-from minitransformer.system.files import replacing_folder
+from minitransformer.system.files import write_folder_atomically
 from minitransformer.training.best import BEST, best_step, saved_step, validation_losses
 
 
@@ -83,7 +83,7 @@ class KeepBest(Callback):
     def on_evaluate(self, trainer, line):
         """Save the model if none was better."""
         if line["step"] == best_step(trainer.history):
-            with replacing_folder(trainer.output_dir / BEST) as temporary:
+            with write_folder_atomically(trainer.output_dir / BEST) as temporary:
                 trainer.save_model(temporary)
 
     def on_train_end(self, trainer):
@@ -124,7 +124,7 @@ class Samples(Callback):
             index for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
         }
         shown = itertools.dropwhile(special.__contains__, self.prompt)  # they only say where text begins
-        self.show("".join(text_stream(self.tokenizer, shown, ids)))
+        self.show("".join(stream_text(self.tokenizer, shown, ids)))
 
 
 def _check_judged(callback, trainer):

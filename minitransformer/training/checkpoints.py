@@ -19,7 +19,7 @@ from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.pretrained.model_folder import CONFIG, assign, load_config, read_values
 from minitransformer.pretrained.tensor_files import check_tensor, read_tensors, write_tensors
-from minitransformer.system.files import read_json, remove_folder, replacing_folder, write_json
+from minitransformer.system.files import read_json, remove_folder, write_folder_atomically, write_json
 from minitransformer.training.best import BEST, best_step, keep_best_with, saved_step
 
 OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
@@ -38,7 +38,7 @@ def checkpoints(output_dir):
 
 def save_checkpoint(output_dir, model, optimiser, state, save_model):
     """Write a checkpoint after ``state["step"]`` steps; ``save_model(folder)`` writes the model into it."""
-    with replacing_folder(Path(output_dir) / f"checkpoint-{state['step']}") as temporary:
+    with write_folder_atomically(Path(output_dir) / f"checkpoint-{state['step']}") as temporary:
         save_model(temporary)
         write_tensors(temporary / OPTIMISER, _moments(model, optimiser))
         write_json(temporary / STATE, {**state, "sha256": _digest(state)})

@@ -7,7 +7,8 @@ from minitransformer.data.corpus import CORPUS
 from minitransformer.data.tokenizer import TOKENIZER
 from minitransformer.errors import InputError
 from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
-from minitransformer.system.files import exclusive, remove_parts
+from minitransformer.system.files import remove_temporary_files
+from minitransformer.system.folders import lock_folder
 from minitransformer.training.best import BEST
 from minitransformer.training.checkpoints import checkpoints
 
@@ -29,9 +30,9 @@ def claimed(folder, resuming, overwriting=False):
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder):
+    with lock_folder(folder):
         check_output_dir(folder, resuming, overwriting)  # another process may have been here meanwhile
-        remove_parts(folder)
+        remove_temporary_files(folder)
         if overwriting and not resuming:
             _remove(_written(folder))
         before = _written(folder)
@@ -39,7 +40,7 @@ def claimed(folder, resuming, overwriting=False):
             (folder / METRICS).touch(exist_ok=resuming)
 
         def undo():
-            remove_parts(folder)
+            remove_temporary_files(folder)
             _remove(path for path in _written(folder) if path not in before)
             for path in made:
                 with contextlib.suppress(OSError):  # somebody has put something there

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minitransformer.system.progress import progress_bar
-from minitransformer.system.terminal import duration, fitted
+from minitransformer.system.progress import make_progress_bar
+from minitransformer.system.terminal import fit_lines, format_duration
 from minitransformer.training.callbacks import Callback
 
 # seconds, where there is no bar: a line no sooner after another, and none later if there is anything to say
@@ -23,7 +23,7 @@ class ProgressBar(Callback):
 
     def __init__(self):
         self.console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
-        self.progress = progress_bar(
+        self.progress = make_progress_bar(
             self.console,
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -86,8 +86,8 @@ class ProgressBar(Callback):
             )
 
     def say(self, text, style="", indent=0):
-        """Print ``text``, on a terminal with lines that fit it; see ``fitted``."""
-        self.console.print(Text(fitted(text, self.console, indent), style=style))
+        """Print ``text``, on a terminal with lines that fit it; see ``fit_lines``."""
+        self.console.print(Text(fit_lines(text, self.console, indent), style=style))
 
     def _tell(self, trainer, state):
         """Print a line about ``state`` if there was none for long enough."""
@@ -97,5 +97,5 @@ class ProgressBar(Callback):
         if silence < SHORTEST_SILENCE or (silence < LONGEST_SILENCE and share < 0.01):
             return
         left = (now - began) / (trainer.step - first) * (trainer.max_steps - trainer.step)
-        self.say(f"step {trainer.step} of {trainer.max_steps}: {state}, {duration(left)} left")
+        self.say(f"step {trainer.step} of {trainer.max_steps}: {state}, {format_duration(left)} left")
         self.told = now, trainer.step

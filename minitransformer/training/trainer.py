@@ -17,7 +17,7 @@ from minitransformer.errors import ChangedSettingError, DivergedError, InputErro
 from minitransformer.evaluation import scores
 from minitransformer.functional import Key
 from minitransformer.pretrained.model_folder import CONFIG, save_model
-from minitransformer.system.files import replacing
+from minitransformer.system.files import write_atomically
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training.best import put_best_back
 from minitransformer.training.callbacks import KeepBest
@@ -319,7 +319,7 @@ class Trainer:
 
     def _write_history(self):
         """Make the metrics file say what the history says, and no more."""
-        with replacing(self.output_dir / METRICS) as temporary:
+        with write_atomically(self.output_dir / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
 
     def _kept(self):

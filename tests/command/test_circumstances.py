@@ -16,7 +16,7 @@ from common.processes import running
 
 from minitransformer.command import cli
 from minitransformer.errors import InputError
-from minitransformer.system.files import exclusive, new_folder
+from minitransformer.system.folders import lock_folder, make_new_folder
 
 TINY = *SETTINGS, "--set", "max_steps=2"
 ODD = os.fsdecode(b"caf\xe9")
@@ -262,28 +262,28 @@ def test_a_run_inside_its_own_text(tmp_path, output):
 
 def test_a_folder_is_new_and_goes_if_nothing_was_written(tmp_path):
     wanted = tmp_path / "runs" / "sort"
-    with new_folder(wanted) as first, new_folder(wanted) as second:
+    with make_new_folder(wanted) as first, make_new_folder(wanted) as second:
         assert (first, second) == (wanted, tmp_path / "runs" / "sort-2")
         assert first.is_dir() and second.is_dir()
         (second / "kept").touch()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sort-2"]
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "new" / "sort"):
+    with pytest.raises(KeyboardInterrupt), make_new_folder(tmp_path / "new" / "sort"):
         raise KeyboardInterrupt
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     message = "file is a file; expected a folder to write to"
-    with pytest.raises(InputError, match=message), new_folder(tmp_path / "file" / "sort"):
+    with pytest.raises(InputError, match=message), make_new_folder(tmp_path / "file" / "sort"):
         pass
 
 
 CLAIM = """
 import sys, time
 from pathlib import Path
-from minitransformer.system.files import exclusive, new_folder
+from minitransformer.system.folders import lock_folder, make_new_folder
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(200):
-    with new_folder(Path("runs/sort")) as folder:
+    with make_new_folder(Path("runs/sort")) as folder:
         (folder / "mine").touch(exist_ok=False)
 """
 
@@ -333,7 +333,7 @@ def test_a_start_that_was_interrupted_leaves_no_folder(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "tokens").mkdir()
     with (
-        exclusive(tmp_path / "tokens"),
+        lock_folder(tmp_path / "tokens"),
         running(
             command("train", "shakespeare", "--data", "text.txt"),
             cwd=tmp_path,

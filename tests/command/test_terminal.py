@@ -13,10 +13,10 @@ from common.tiny_runs import tiny_trainer
 from rich.console import Console
 
 from minitransformer.command import display
-from minitransformer.command.display import TerminalDisplay, described, in_words, suggestions
+from minitransformer.command.display import TerminalDisplay, describe_recipe, describe_score, suggest_commands
 from minitransformer.data.text import text_of
 from minitransformer.recipes import load_recipe
-from minitransformer.system.terminal import duration, fitted, span
+from minitransformer.system.terminal import fit_lines, format_duration, format_duration_range
 from minitransformer.training import ProgressBar, progress
 
 SCORE = {"bytes": 250_623, "bits_per_byte": 1.9041, "xz_bits_per_byte": 1.7911, "val_loss": 1.31977}
@@ -53,21 +53,21 @@ def material(tmp_path):
     ],
 )
 def test_durations(seconds, words):
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_spans():
-    assert span(108, 222) == "1.8 to 3.7 minutes"
-    assert span(23, 49) == "23 to 49 seconds"
-    assert span(9, 12) == "9.0 to 12 seconds"
-    assert span(144, 145) == "2.4 minutes"
+    assert format_duration_range(108, 222) == "1.8 to 3.7 minutes"
+    assert format_duration_range(23, 49) == "23 to 49 seconds"
+    assert format_duration_range(9, 12) == "9.0 to 12 seconds"
+    assert format_duration_range(144, 145) == "2.4 minutes"
 
 
 @pytest.mark.parametrize("width", [20, 80, 120])
 def test_lines_are_broken_between_words(width):
     text = "recipe    " + "some words, and a/path/that-is/longer/than/a/line.txt, then  more " * 3
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
-    lines = fitted(text, console, 10).split("\n")
+    lines = fit_lines(text, console, 10).split("\n")
     assert " ".join(lines).split() == text.split()
     assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
     assert all(line.startswith(" " * 10) for line in lines[1:])
@@ -76,27 +76,27 @@ def test_lines_are_broken_between_words(width):
 def test_commands_and_files_are_not_broken():
     command = "    minitransformer " + "generate " * 20
     console = Console(file=io.StringIO(), width=40, force_terminal=True)
-    assert fitted(f"\ntry:\n{command}", console) == f"\ntry:\n{command}"
-    assert fitted("word " * 40, Console(file=io.StringIO(), width=40)) == "word " * 40
+    assert fit_lines(f"\ntry:\n{command}", console) == f"\ntry:\n{command}"
+    assert fit_lines("word " * 40, Console(file=io.StringIO(), width=40)) == "word " * 40
 
 
 def test_a_score_says_what_it_means():
-    assert in_words(SCORE) == (
+    assert describe_score(SCORE) == (
         "To say what comes next in 250,623 bytes that it never saw, the model needs 1.904 bits a byte "
         "(1.3198 nats a token). Lower is better: whoever knows nothing needs 8 bits a byte, "
         "and the compressor xz -9 needs 1.791."
     )
-    assert in_words({**SCORE, "xz_bits_per_byte": None}).endswith("nothing needs 8 bits a byte.")
-    unknown = in_words({**SCORE, "bits_per_byte": None})
+    assert describe_score({**SCORE, "xz_bits_per_byte": None}).endswith("nothing needs 8 bits a byte.")
+    unknown = describe_score({**SCORE, "bits_per_byte": None})
     assert unknown.endswith("the model needs 1.3198 nats a token. Lower is better.")
     task = {"exact_match": 1.0, "examples": 1182, "correct": 1182}
-    assert in_words(task) == "Of the validation examples, 1,182 of 1,182 are correct."
+    assert describe_score(task) == "Of the validation examples, 1,182 of 1,182 are correct."
 
 
 def test_a_recipe_says_what_it_learns_from():
     recipe = load_recipe("python")
-    assert "standard library's own source" in described(recipe)
-    assert described(recipe, ["mine.txt", "b"]) == "the settings of python, to learn from mine.txt, b"
+    assert "standard library's own source" in describe_recipe(recipe)
+    assert describe_recipe(recipe, ["mine.txt", "b"]) == "the settings of python, to learn from mine.txt, b"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_recipe_says_what_it_learns_from():
 )
 def test_what_is_suggested_is_the_run_again_but_wider(name, changes, material):
     recipe = load_recipe(name, changes)
-    *_, (what, arguments) = suggestions(recipe, "runs/x", material, ["a text.txt"], ["--device", "cuda"])
+    *_, (what, arguments) = suggest_commands(recipe, "runs/x", material, ["a text.txt"], ["--device", "cuda"])
     assert what == "train a wider model"
     start = ["train", name, "--data", "a text.txt", "--device", "cuda"]
     assert arguments[: len(start)] == start
@@ -121,18 +121,18 @@ def test_what_is_suggested_is_the_run_again_but_wider(name, changes, material):
 
 def test_a_task_is_not_judged_by_a_text(material):
     wanted = [("judge it again, or by another text (--data)", ["evaluate", "runs/x"])]
-    assert list(suggestions(load_recipe("python"), "runs/x", material))[1:2] == wanted
+    assert list(suggest_commands(load_recipe("python"), "runs/x", material))[1:2] == wanted
     task = SimpleNamespace(prompt="012", source={"corpus": "sort"}, validation_text=None)
     wanted = [
         ("let it write", ["generate", "runs/x", "--prompt", "012"]),
         ("judge it again", ["evaluate", "runs/x"]),
     ]
-    assert list(suggestions(load_recipe("sort"), "runs/x", task))[:2] == wanted
+    assert list(suggest_commands(load_recipe("sort"), "runs/x", task))[:2] == wanted
 
 
 def test_nothing_is_offered_in_place_of_a_model_that_was_given(material):
     recipe = replace(load_recipe("python"), pretrained=object())
-    offered = [arguments[0] for _, arguments in suggestions(recipe, "runs/x", material)]
+    offered = [arguments[0] for _, arguments in suggest_commands(recipe, "runs/x", material)]
     assert offered == ["generate", "evaluate"]
 
 
@@ -140,9 +140,9 @@ def test_what_does_better_is_offered(material):
     (name, why), readme = display.BETTER["python"], Path(__file__).parents[2] / "README.md"
     figure = re.search(r"\d\.\d+", why).group()
     assert re.search(rf"{name}\b.*{re.escape(figure)}", readme.read_text(encoding="utf-8"))
-    offered = [arguments for _, arguments in suggestions(load_recipe("python"), "runs/x", material)]
+    offered = [arguments for _, arguments in suggest_commands(load_recipe("python"), "runs/x", material)]
     assert ["train", "python-bpe"] in offered
-    with_data = suggestions(load_recipe("python"), "runs/x", material, ["mine.txt"])
+    with_data = suggest_commands(load_recipe("python"), "runs/x", material, ["mine.txt"])
     assert not any("python-bpe" in arguments for _, arguments in with_data)
     (other,) = [each for each in offered if each[0] == "generate"]
     assert other == ["generate", "runs/x", "--prompt", "what"]
@@ -225,7 +225,7 @@ def test_a_log_shows_that_a_run_goes_on(screen, monkeypatch, tmp_path, seconds, 
     told = [line for line in file.getvalue().splitlines() if " of 10: loss " in line]
     assert [int(line.split()[1]) for line in told] == steps
     for step, line in zip(steps, told, strict=True):
-        assert line.endswith(f"{duration(seconds * (10 - step))} left")
+        assert line.endswith(f"{format_duration(seconds * (10 - step))} left")
         assert ("tokens/s" in line) == (step > 1)
 
 

@@ -21,7 +21,7 @@ from minitransformer.data.text import text_of
 from minitransformer.data.token_file import write_tokens
 from minitransformer.data.tokenizer import decode_bytes, encode_pieces, separator_id
 from minitransformer.errors import InputError
-from minitransformer.system.files import cache_folder
+from minitransformer.system.cache import make_cache_folder
 
 CONTENT = "naïve text 😀\r\nin some lines, again and again\n" * 40
 
@@ -260,7 +260,7 @@ def test_a_damaged_file_in_the_cache_is_made_again(tmp_path):
     text = text_of([tmp_path / "text"])
     tokenizer = train_tokenizer("characters", 0, text)
     expected = np.array(token_file(text, tokenizer))
-    (path,) = (cache_folder("tokens")).glob("*.npy")
+    (path,) = (make_cache_folder("tokens")).glob("*.npy")
     path.write_bytes(path.read_bytes()[:200])
     np.testing.assert_array_equal(token_file(text, tokenizer), expected)
 

@@ -5,7 +5,7 @@ import pytest
 
 from minitransformer.data import character_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.generation.sampling import generate, token_probabilities
+from minitransformer.generation.sampling import compute_probabilities, generate
 from minitransformer.models import GPT, GPTConfig
 
 RANDOM = np.random.default_rng(0)
@@ -47,16 +47,16 @@ def test_the_seed_decides(model):
 
 def test_token_probabilities():
     logits = np.log(np.array([0.5, 0.1, 0.3, 0.1]))
-    np.testing.assert_allclose(token_probabilities(logits), [0.5, 0.1, 0.3, 0.1])
+    np.testing.assert_allclose(compute_probabilities(logits), [0.5, 0.1, 0.3, 0.1])
     np.testing.assert_allclose(
-        token_probabilities(logits, temperature=0.5), [25 / 36, 1 / 36, 9 / 36, 1 / 36]
+        compute_probabilities(logits, temperature=0.5), [25 / 36, 1 / 36, 9 / 36, 1 / 36]
     )
-    np.testing.assert_allclose(token_probabilities(logits, top_k=2), [0.625, 0, 0.375, 0])
-    np.testing.assert_allclose(token_probabilities(logits, top_k=9), [0.5, 0.1, 0.3, 0.1])
-    np.testing.assert_allclose(token_probabilities(logits, top_p=0.6), [0.625, 0, 0.375, 0])
-    np.testing.assert_allclose(token_probabilities(logits, top_p=1e-9), [1, 0, 0, 0])
-    np.testing.assert_allclose(token_probabilities(logits, temperature=0), [1, 0, 0, 0])
-    assert token_probabilities(np.array([1e4, -1e4, 0]), temperature=1e-3).tolist() == [1, 0, 0]
+    np.testing.assert_allclose(compute_probabilities(logits, top_k=2), [0.625, 0, 0.375, 0])
+    np.testing.assert_allclose(compute_probabilities(logits, top_k=9), [0.5, 0.1, 0.3, 0.1])
+    np.testing.assert_allclose(compute_probabilities(logits, top_p=0.6), [0.625, 0, 0.375, 0])
+    np.testing.assert_allclose(compute_probabilities(logits, top_p=1e-9), [1, 0, 0, 0])
+    np.testing.assert_allclose(compute_probabilities(logits, temperature=0), [1, 0, 0, 0])
+    assert compute_probabilities(np.array([1e4, -1e4, 0]), temperature=1e-3).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_token_probabilities():
 )
 def test_top_p_that_is_reached_exactly_takes_no_further_token(probabilities, top_p, kept):
     logits = np.log(np.array(probabilities))
-    np.testing.assert_allclose(token_probabilities(logits, top_p=top_p), kept, rtol=1e-12)
+    np.testing.assert_allclose(compute_probabilities(logits, top_p=top_p), kept, rtol=1e-12)
 
 
 def test_the_draw_has_these_probabilities(model):
     logits, _ = model({"ids": np.array([[4]])})
-    expected = token_probabilities(logits[0, -1], temperature=0.7, top_k=5)
+    expected = compute_probabilities(logits[0, -1], temperature=0.7, top_k=5)
     drawn = [next(generate(model, [4], 1, temperature=0.7, top_k=5, seed=seed)) for seed in range(600)]
     counts = np.bincount(drawn, minlength=11)
     deviation = np.sqrt(600 * expected * (1 - expected))

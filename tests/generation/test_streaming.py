@@ -10,7 +10,7 @@ from minitransformer.data import character_tokenizer, train_tokenizer
 from minitransformer.data.text import text_of
 from minitransformer.data.tokenizer import encode
 from minitransformer.generation.sampling import generate
-from minitransformer.generation.streaming import beginning, decode_pieces, text_stream, until
+from minitransformer.generation.streaming import decode_pieces, decode_prompt, stream_text, truncate_at_stops
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.training import Samples
 
@@ -51,7 +51,7 @@ def test_pieces_joined_are_what_is_decoded_at_once(tokenizers, kind):
     @given(indices, indices)
     def check(prompt, new):
         whole = tokenizer.decode(prompt + new, skip_special_tokens=False)
-        assert "".join(text_stream(tokenizer, prompt, iter(new))) == whole
+        assert "".join(stream_text(tokenizer, prompt, iter(new))) == whole
         parts = list(decode_pieces(tokenizer, prompt, iter(new)))
         assert [index for ids, _ in parts for index in ids] == new
 
@@ -70,18 +70,18 @@ def test_a_word_goes_on_where_the_prompt_ends(tokenizers):
     tokenizer = tokenizers["wordpiece"]
     ids = encode(tokenizer, "the olden").tolist()
     inside = next(i for i, index in enumerate(ids) if tokenizer.id_to_token(index).startswith("##"))
-    assert "".join(text_stream(tokenizer, ids[:inside], ids[inside:])) == "the olden"
+    assert "".join(stream_text(tokenizer, ids[:inside], ids[inside:])) == "the olden"
 
 
 def test_bytes_that_are_no_character_are_shown_at_the_end(tokenizers):
     tokenizer = tokenizers["bpe"]
     first, *others = [tokenizer.token_to_id(letter) for letter in "ðŁĻĤ"]  # the bytes of 🙂
     a = tokenizer.token_to_id("a")
-    assert list(text_stream(tokenizer, [a], [first, *others, a])) == ["a", "🙂", "a"]
-    assert list(text_stream(tokenizer, [a], [first, *others[:2]])) == ["a", "\ufffd"]
-    assert list(text_stream(tokenizer, [a, first], others)) == ["a", "🙂"]
-    assert list(text_stream(tokenizer, [a, first], [a])) == ["a", "\ufffda"]
-    assert list(text_stream(tokenizer, [], [])) == []
+    assert list(stream_text(tokenizer, [a], [first, *others, a])) == ["a", "🙂", "a"]
+    assert list(stream_text(tokenizer, [a], [first, *others[:2]])) == ["a", "\ufffd"]
+    assert list(stream_text(tokenizer, [a, first], others)) == ["a", "🙂"]
+    assert list(stream_text(tokenizer, [a, first], [a])) == ["a", "\ufffda"]
+    assert list(stream_text(tokenizer, [], [])) == []
 
 
 def test_text_comes_as_soon_as_it_is_known(tokenizers):
@@ -91,7 +91,7 @@ def test_text_comes_as_soon_as_it_is_known(tokenizers):
         yield from encode(tokenizer, "old ")
         raise TimeoutError
 
-    stream, got = text_stream(tokenizer, [], ids()), ""
+    stream, got = stream_text(tokenizer, [], ids()), ""
     with pytest.raises(TimeoutError):
         for piece in stream:
             got += piece
@@ -111,7 +111,7 @@ def test_a_stop_is_found_wherever_pieces_are_cut(pieces, stops):
     end = next(complete, None)
     longest = max((len(stop) for stop in stops if end and whole[:end].endswith(stop)), default=0)
     expected = whole if end is None else whole[: end - longest]
-    got = list(until(stops, (([index], piece) for index, piece in enumerate(pieces))))
+    got = list(truncate_at_stops(stops, (([index], piece) for index, piece in enumerate(pieces))))
     assert "".join(text for _, text in got) == expected
     ids = [index for part, _ in got for index in part]
     ends = [len("".join(pieces[: index + 1])) for index in range(len(pieces))]
@@ -127,7 +127,7 @@ def test_what_cannot_begin_a_stop_is_not_held_back():
             given_so_far.append("".join(got))
 
     got = []
-    for _, text in until(["\n\n"], pieces()):
+    for _, text in truncate_at_stops(["\n\n"], pieces()):
         got.append(text)
     assert "".join(got) == "ab\nc"
     assert given_so_far == ["ab", "ab", "ab\nc", "ab\nc"]
@@ -137,9 +137,9 @@ def test_what_cannot_begin_a_stop_is_not_held_back():
 
 
 def test_beginnings(tokenizers):
-    assert beginning(tokenizers["bpe"], "The OLD  ") == "The OLD  "
-    assert beginning(tokenizers["wordpiece"], "The OLD  hou") == "the old hou"
-    assert beginning(tokenizers["wordpiece"], "") == ""
+    assert decode_prompt(tokenizers["bpe"], "The OLD  ") == "The OLD  "
+    assert decode_prompt(tokenizers["wordpiece"], "The OLD  hou") == "the old hou"
+    assert decode_prompt(tokenizers["wordpiece"], "") == ""
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
@@ -151,7 +151,7 @@ def test_generated_text_is_one_stream(tokenizers, kind):
             ids = encode(tokenizer, prompt).tolist()
             start = ids or [tokenizer.token_to_id("<|endoftext|>") or 0]
             new = list(generate(model, start, 25, seed=seed))
-            text = beginning(tokenizer, prompt) + "".join(
+            text = decode_prompt(tokenizer, prompt) + "".join(
                 generate(model, prompt, 25, seed=seed, tokenizer=tokenizer)
             )
             whole = tokenizer.decode(ids + new, skip_special_tokens=False)

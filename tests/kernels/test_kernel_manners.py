@@ -17,7 +17,6 @@ from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.kernels.cpu import compiling, usable
 from minitransformer.kernels.cpu.vectors import LANES
-from minitransformer.system import files
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels" / "cpu"
@@ -85,7 +84,7 @@ def no_folder(part=""):
 
 
 def test_nothing_can_be_kept(monkeypatch):
-    monkeypatch.setattr(files, "cache_folder", no_folder)
+    monkeypatch.setattr(compiling, "make_cache_folder", no_folder)
     compiling._warn_that_nothing_is_cached.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"cannot be cached .*no folder, .* MINITRANSFORMER_CACHE"):
         assert compiling.compile_once(lambda cache: cache, "nothing", 0) is False
@@ -149,7 +148,7 @@ importlib.metadata.version = missing
 from minitransformer import dispatch
 from minitransformer.command import info
 """
-    printed, _ = run(code + FORWARD + "print(dispatch.misses['attention'], info.information()['kernels'])")
+    printed, _ = run(code + FORWARD + "print(dispatch.misses['attention'], info.collect_facts()['kernels'])")
     assert "1 none: Numba is missing" in printed
 
 
@@ -161,13 +160,15 @@ def test_a_numba_that_cannot_be_imported_is_told_of_once(tmp_path):
 
 
 def test_without_compiling_definitions_run():
-    code = "from minitransformer.command.info import information\nprint(information()['kernels'])"
+    code = "from minitransformer.command.info import collect_facts\nprint(collect_facts()['kernels'])"
     printed, said = run(FORWARD + code, NUMBA_DISABLE_JIT="1")
     assert "none: Numba is missing or switched off" in printed and said == ""
 
 
 def test_without_threads_of_numba_kernels_run_on_one():
-    threads = "from minitransformer.command.info import information\nprint(information()['kernel threads'])"
+    threads = (
+        "from minitransformer.command.info import collect_facts\nprint(collect_facts()['kernel threads'])"
+    )
     with_them, _ = run(FORWARD)
     printed, said = run(FORWARD + threads, NUMBA_THREADING_LAYER="none such")
     assert printed == with_them + "1: Numba has no threads here\n"
@@ -176,7 +177,7 @@ def test_without_threads_of_numba_kernels_run_on_one():
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_info_tells_of_the_cache(tmp_path, cached):
-    code = "from minitransformer.command.info import information\nprint(information()['kernel cache'])"
+    code = "from minitransformer.command.info import collect_facts\nprint(collect_facts()['kernel cache'])"
     printed, _ = run(FORWARD * cached + code, MINITRANSFORMER_CACHE=str(tmp_path))
     assert str(tmp_path) in printed
     assert ("attention_forward" if cached else "still empty") in printed

@@ -12,8 +12,8 @@ import pytest
 
 from minitransformer.data import character_tokenizer, encode, token_file
 from minitransformer.data.text import text_of
-from minitransformer.system import files
-from minitransformer.system.files import cache_folder, is_temporary
+from minitransformer.system import cache
+from minitransformer.system.cache import is_temporary, make_cache_folder
 
 CONTENT = "in some lines, again and again\n" * 40
 
@@ -28,13 +28,13 @@ def text(tmp_path):
 @pytest.fixture
 def fresh_process(monkeypatch, tmp_path):
     """Let nobody have asked for a temporary cache yet; temporary folders lie in ``temporary``."""
-    files._temporary_cache.cache_clear()
+    cache._make_temporary_cache.cache_clear()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.delenv("MINITRANSFORMER_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     yield tmp_path / "temporary"
-    files._temporary_cache.cache_clear()
+    cache._make_temporary_cache.cache_clear()
 
 
 @pytest.fixture(params=["named", "caches", "home", "nobody"])
@@ -63,7 +63,7 @@ def test_without_a_cache_tokens_are_kept_for_a_while(unwritable, fresh_process, 
     tokenizer = character_tokenizer(CONTENT)
     with pytest.warns(RuntimeWarning, match="in the environment variable MINITRANSFORMER_CACHE") as warned:
         tokens = token_file(text, tokenizer)
-        other = cache_folder("other")
+        other = make_cache_folder("other")
         again = token_file(text, tokenizer)
     (warning,) = warned
     (folder,) = fresh_process.iterdir()
@@ -90,8 +90,8 @@ def test_the_temporary_cache_goes_with_its_process_not_with_a_fork(tmp_path):
     (tmp_path / "file").touch()
     code = """
 import os
-from minitransformer.system.files import cache_folder
-folder = cache_folder()
+from minitransformer.system.cache import make_cache_folder
+folder = make_cache_folder()
 child = os.fork()
 if child:
     print(folder, os.waitpid(child, 0)[1], folder.is_dir())
@@ -113,11 +113,11 @@ if child:
 def test_where_the_cache_lies(fresh_process, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MINITRANSFORMER_CACHE", "")
-    assert cache_folder("part") == tmp_path / "home" / ".cache" / "minitransformer" / "part"
+    assert make_cache_folder("part") == tmp_path / "home" / ".cache" / "minitransformer" / "part"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    assert cache_folder() == tmp_path / "elsewhere" / "minitransformer"
+    assert make_cache_folder() == tmp_path / "elsewhere" / "minitransformer"
     monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path / "chosen"))
-    assert cache_folder() == tmp_path / "chosen"
-    assert cache_folder().is_dir()
-    assert not is_temporary(cache_folder())
+    assert make_cache_folder() == tmp_path / "chosen"
+    assert make_cache_folder().is_dir()
+    assert not is_temporary(make_cache_folder())
     assert list(tmp_path.glob("chosen/*")) == []
