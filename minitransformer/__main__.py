@@ -11,7 +11,7 @@ def main():
     NumPy is loaded, so it comes before all else. The value is the logarithm of the cycles to spin.
     """
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    from minitransformer.command.cli import main as command_line  # noqa: PLC0415
+    from minitransformer.command.app import main as command_line  # noqa: PLC0415
 
     command_line()
 

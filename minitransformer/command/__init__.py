@@ -1,1 +1,1 @@
-"""What is typed: a file for each command, and what they share."""
+"""The command line: a file per command, and what the commands share."""

@@ -1,4 +1,4 @@
-"""A command as a process: its streams, the bytes of its arguments, and how it ends."""
+"""A command as a process: its standard streams, the encoding of its arguments, errors and exit status."""
 
 import os
 import signal
@@ -6,14 +6,16 @@ import sys
 import warnings
 
 import typer
+from rich.console import Console
 
 from minitransformer.errors import DeviceError, DivergedError, InputError
+from minitransformer.system.terminal import fit_lines
 
 SIGNALLED = 128  # plus the signal's number: how shells report it
 
 
 def run(app):
-    """Run ``app``; an error that concerns the user is one line on standard error, and so is a warning."""
+    """Run ``app``; errors meant for the user, and warnings, are one line each on standard error."""
     _open_streams()
     warnings.formatwarning = _warning_line
     try:
@@ -21,7 +23,7 @@ def run(app):
             app()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         _discard(sys.stdout)
         sys.exit(1)
     except (InputError, DeviceError, DivergedError, OSError) as error:
@@ -33,9 +35,9 @@ def run(app):
 
 
 def _open_streams():
-    """Let output and errors lead somewhere, and take any text, even where they were closed.
+    """Encode standard output and error as UTF-8, and replace closed standard streams by the null device.
 
-    What was closed is opened at least by its number: else the next file would be taken for it.
+    Otherwise the next file that is opened would get the descriptor of a closed stream, and its output.
     """
     for descriptor in range(3):
         try:
@@ -54,10 +56,10 @@ def _warning_line(message, category, filename, lineno, line=None):
 
 
 def _end_with(error):
-    """Say in one line what went wrong, and end."""
+    """Print ``error`` in one line on standard error, and exit with status 1."""
     try:
         sys.stdout.flush()
-    except OSError:  # what is left can't be written, and would be tried again at the very end
+    except OSError:  # at exit Python would try again to write what is left
         _discard(sys.stdout)
     print(f"minitransformer: error: {error}", file=sys.stderr)
     sys.exit(1)
@@ -65,6 +67,11 @@ def _end_with(error):
 
 def _discard(stream):
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_lines(text, indent=0):
+    """Print ``text``; on a terminal its lines are broken to fit, as ``fit_lines`` does."""
+    print(fit_lines(text, Console(), indent))
 
 
 def check_texts(parameter: typer.CallbackParam, values: list[str] | None):
@@ -75,7 +82,7 @@ def check_texts(parameter: typer.CallbackParam, values: list[str] | None):
 def check_text(parameter: typer.CallbackParam, value: str | None):
     """Return ``value``; raise InputError for bytes that are not UTF-8.
 
-    Whatever the system thinks arguments are written in: it hands on bytes that it can't read as surrogates.
+    Python decodes bytes of an argument that are not valid in the locale's encoding to surrogates.
     """
     if value is None or not any("\ud800" <= sign <= "\udfff" for sign in value):
         return value

@@ -1,4 +1,4 @@
-"""What this installation is: versions, processors, libraries, and what is accelerated."""
+"""The command ``info``: versions, processors, libraries, and what is accelerated."""
 
 import importlib.metadata
 import os
@@ -9,16 +9,24 @@ import numpy as np
 import minitransformer
 from minitransformer import kernels
 from minitransformer.arrays import device_module
+from minitransformer.command.console import print_lines
 from minitransformer.dispatch import misses
 from minitransformer.errors import DeviceError
 from minitransformer.system.cache import is_temporary, make_cache_folder
 
 LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
+NAME_WIDTH = 19
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
+def info():
+    """Show versions, processors and what is accelerated."""
+    for name, value in collect_facts().items():
+        print_lines(f"{name:<{NAME_WIDTH}}{value}", NAME_WIDTH)
+
+
 def collect_facts():
-    """Return ``{what: value}`` in the order in which it should be read."""
+    """Return what ``info`` shows as ``{name: value}``, in that order."""
     blas = np.show_config("dicts")["Build Dependencies"]["blas"]
     limits = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
     return {

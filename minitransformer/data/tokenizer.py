@@ -164,6 +164,20 @@ def load_tokenizer(folder):
     return tokenizer
 
 
+def load_matching_tokenizer(folder, vocabulary_size):
+    """Return the tokenizer of the model in ``folder``, which has this ``vocabulary_size``.
+
+    Raises InputError as ``load_tokenizer`` does, or if there are more tokens (a padded vocabulary has fewer).
+    """
+    tokenizer = load_tokenizer(folder)
+    if id_count(tokenizer) > vocabulary_size:
+        raise InputError(
+            f"{Path(folder) / TOKENIZER} has {id_count(tokenizer)} tokens, but its model's vocabulary_size "
+            f"is {vocabulary_size}; the folder needs the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
 def save_tokenizer(tokenizer, folder, context_length):
     """Write ``tokenizer`` to ``folder``, so that ``AutoTokenizer`` of ``transformers`` gives the same ids.
 

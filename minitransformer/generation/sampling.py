@@ -186,7 +186,9 @@ def _find_drawable(tokenizer, vocabulary_size, rows):
     if tokenizer is not None:
         ids = np.intersect1d(ids, list(tokenizer.get_vocab().values()))
     if len(ids) == 0:
-        raise InputError("the tokenizer has no token that the model knows; they do not belong together")
+        raise InputError(
+            "no token of the tokenizer is in the model's vocabulary; give the one that it was trained with"
+        )
     return ids
 
 

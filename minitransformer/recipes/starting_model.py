@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from minitransformer.arrays import to_numpy
-from minitransformer.data.tokenizer import id_count, load_tokenizer
+from minitransformer.data.tokenizer import load_matching_tokenizer
 from minitransformer.errors import InputError
 from minitransformer.models.table import architecture_of
 from minitransformer.pretrained.model_folder import assign, load_config, load_model
@@ -50,13 +50,7 @@ def resolved(folder):
 
 def pretrained_tokenizer(pretrained):
     """Return the tokenizer of a ``Pretrained``."""
-    tokenizer = load_tokenizer(model_folder(pretrained.folder))
-    if id_count(tokenizer) > pretrained.vocabulary_size:
-        raise InputError(
-            f"the tokenizer in {pretrained.folder} has {id_count(tokenizer)} tokens, its model "
-            f"{pretrained.vocabulary_size}; they do not belong together"
-        )
-    return tokenizer
+    return load_matching_tokenizer(model_folder(pretrained.folder), pretrained.vocabulary_size)
 
 
 def load_pretrained(pretrained, config, device="cpu"):

@@ -14,7 +14,8 @@ import typer
 from common.command_line import SETTINGS, TEXT, command, minitransformer
 from common.processes import running
 
-from minitransformer.command import cli
+from minitransformer.command.app import app
+from minitransformer.command.options import Data
 from minitransformer.errors import InputError
 from minitransformer.system.folders import lock_folder, make_new_folder
 
@@ -159,11 +160,11 @@ FLAGS = {"settings": "--set"}
 
 def text_parameters():
     """Yield the arguments up to a text, for every option and argument of a command that takes one."""
-    for each in cli.app.registered_commands:
+    for each in app.registered_commands:
         name = each.callback.__name__
         for parameter, hint in typing.get_type_hints(each.callback, include_extras=True).items():
             base, *details = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
-            if base not in (str, str | None, list[str] | None) or hint == cli.Data:
+            if base not in (str, str | None, list[str] | None) or hint == Data:
                 continue
             if isinstance(details[0], typer.models.ArgumentInfo):
                 yield (name,)

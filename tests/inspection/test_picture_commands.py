@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from common.pictures import CHARACTERS, gpt, pixels_of
 
-from minitransformer.command import cli
+from minitransformer.command.app import main
 from minitransformer.data import character_tokenizer, encode
 from minitransformer.inspection import attention_maps as module
 from minitransformer.inspection.attention_maps import attention_maps, plot_attention
@@ -34,7 +34,7 @@ def minitransformer(folder, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["minitransformer", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         return ended.value.code, *capsys.readouterr()
 
     return run
@@ -43,12 +43,12 @@ def minitransformer(folder, monkeypatch, capsys):
 def test_the_commands(folder, minitransformer):
     assert minitransformer("attention", "model", "--text", "bad cab\n") == (
         0,
-        "attention.png shows where each of 8 tokens looks\n",
+        "attention.png shows the attention weights of 8 tokens\n",
         "",
     )
     chosen = "--layer", 1, "--head", 2, "--output", "one.PNG"
     status, output, _ = minitransformer("attention", "model", "--text", "bad cab\n", *chosen)
-    assert (status, output) == (0, "one.PNG shows where each of 8 tokens looks\n")
+    assert (status, output) == (0, "one.PNG shows the attention weights of 8 tokens\n")
     grid, one = (pixels_of(folder / name).shape for name in ("attention.png", "one.PNG"))
     assert grid[0] > 1.7 * one[0]
     assert grid[1] > 2.3 * one[1]
@@ -69,7 +69,8 @@ def test_the_command_says_what_it_leaves_out(minitransformer, monkeypatch):
     monkeypatch.setattr(module, "MOST_ABREAST", 2)
     assert minitransformer("attention", "model", "--text", "bad", "--output", "few.png") == (
         0,
-        "few.png shows where each of 3 tokens looks\ndrawn are heads 0, 1 of 0 to 2 (choose by --head)\n",
+        "few.png shows the attention weights of 3 tokens\n"
+        "drawn are heads 0, 1 of 0 to 2 (choose by --head)\n",
         "",
     )
 

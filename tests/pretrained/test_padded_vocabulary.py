@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from minitransformer.command.cli import app
+from minitransformer.command.app import app
 from minitransformer.data import Sequences, character_tokenizer, encode, save_tokenizer
 from minitransformer.errors import InputError
 from minitransformer.evaluation.scores import evaluate_task
@@ -75,7 +75,8 @@ def test_a_vocabulary_that_is_too_small_is_refused(padded):
     save_tokenizer(character_tokenizer("".join(map(chr, range(32, 49)))), padded, 16)
     done = CliRunner().invoke(app, ["generate", str(padded)])
     assert isinstance(done.exception, InputError)
-    assert "has 17 tokens but the model only 16; they do not belong together" in str(done.exception)
+    message = "has 17 tokens, but its model's vocabulary_size is 16; the folder needs the tokenizer"
+    assert message in str(done.exception)
 
 
 def test_answers_are_chosen_among_tokens():

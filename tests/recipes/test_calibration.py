@@ -4,7 +4,7 @@ import pytest
 from common.tiny_runs import tiny_model
 
 from minitransformer import reference
-from minitransformer.command import cli
+from minitransformer.command import recipes as command
 from minitransformer.recipes import calibration, cost, load_recipe
 from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
 from minitransformer.recipes.cost import Cost, estimate_cost
@@ -159,14 +159,14 @@ def test_how_many_threads_compute(monkeypatch):
 @pytest.mark.parametrize("free", [0.23, 0.97])
 def test_the_command_says_that_the_machine_is_busy(free, monkeypatch, capsys):
     made = Cost(1000, 5000, 10**6, 10**9, 10**8, (108.0, 222.0), free)
-    monkeypatch.setattr(cli, "estimate_cost", lambda *_: made)
-    cli.recipes("sort", settings=None, data=None)
+    monkeypatch.setattr(command, "estimate_cost", lambda *_: made)
+    command.recipes("sort", settings=None, data=None)
     shown = capsys.readouterr().out
     assert "\ntime        1.8 to 3.7 minutes\n" in shown
     assert ("This machine is busy: a thread got 23% of a processor." in shown) == (free < 0.5)
 
 
 def test_the_command_says_what_is_learned_from(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "estimate_cost", lambda *_: Cost(1, 1, 1, 1, 1, (1.0, 1.0), 1.0))
-    cli.recipes("python", settings=None, data=["text.txt"])
+    monkeypatch.setattr(command, "estimate_cost", lambda *_: Cost(1, 1, 1, 1, 1, (1.0, 1.0), 1.0))
+    command.recipes("python", settings=None, data=["text.txt"])
     assert capsys.readouterr().out.startswith("the settings of python, to learn from text.txt\n")

@@ -203,7 +203,7 @@ def test_a_padded_vocabulary_is_fine_and_one_that_is_too_small_is_not(place, tmp
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
     model, _ = train_recipe(fine_tuning(tmp_path, base="padded"), tmp_path / "run", [place / "other.txt"])
     assert model.config.vocabulary_size == count + 12
-    with pytest.raises(InputError, match="they do not belong together"):
+    with pytest.raises(InputError, match="the folder needs the tokenizer that the model was trained with"):
         train_recipe(fine_tuning(tmp_path, base="small"), tmp_path / "not", [place / "other.txt"])
 
 
