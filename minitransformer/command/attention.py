@@ -21,7 +21,7 @@ def attention(
     device: Device = "cpu",
 ):
     """Draw the attention weights of each head on a text."""
-    folder, model, tokenizer = load_trained(folder, device)
+    folder, model, tokenizer = load_trained(folder, device, "attention")
     ids = encode(tokenizer, text)
     maps = attention_maps(model, ids)
     plot_attention(maps, token_labels(tokenizer, ids), output, layer=layer, head=head)

@@ -17,7 +17,7 @@ def evaluate(
 
     They are computed on the validation part of the data that it was trained on, or on other text.
     """
-    folder, model, tokenizer = load_trained(folder, device)
+    folder, model, tokenizer = load_trained(folder, device, "evaluate")
     source, part = load_validation(folder, data or ())
     if not isinstance(source, Text):
         print(json.dumps(score_task(model, tokenizer, source), indent=2))

@@ -49,7 +49,7 @@ def generate(
     kernels: ChosenKernels = Kernels.FUSED,
 ):
     """Generate text with a trained model, printed token by token."""
-    folder, model, tokenizer = load_trained(folder, device)
+    folder, model, tokenizer = load_trained(folder, device, "generate")
     defaults = read_generation_settings(folder)
     writer = Writer(
         model,

@@ -9,7 +9,7 @@ from minitransformer.inspection.plots import plot_positions, position_table
 
 def positions(folder: Folder, output: Output = Path("positions.png")):
     """Draw a model's position encodings and their cosine similarities."""
-    _, model, _ = load_trained(folder, "cpu")
+    _, model, _ = load_trained(folder, "cpu", "positions")
     table = position_table(model)
     plot_positions(table, output, f"{model.config.positions} positions")
     print(f"{output} shows the {model.config.positions} encoding of {len(table)} positions")
