@@ -207,7 +207,7 @@ def fingerprint(dataset):
     return f"{type(dataset).__name__} of {len(dataset.places()):,} examples"
 
 
-def real_tokens(batch):
+def count_tokens(batch):
     """Return how many tokens of ``batch`` are not padding."""
     return int(batch["lengths"].sum()) if "lengths" in batch else batch["ids"].size
 

@@ -1,18 +1,14 @@
 """The trainer: steps, evaluations, metrics and checkpoints, in an order that can be stopped and continued."""
 
-import contextlib
 import json
 import math
-import os
-import signal
-import threading
 import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitransformer.data.datasets import fingerprint, real_tokens
+from minitransformer.data.datasets import count_tokens, fingerprint
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import scores
 from minitransformer.functional import Key
@@ -30,6 +26,7 @@ from minitransformer.training.checkpoints import (
 from minitransformer.training.optimisers import optimiser_for
 from minitransformer.training.output import METRICS, claimed
 from minitransformer.training.progress import ProgressBar
+from minitransformer.training.signals import catch_signals
 from minitransformer.training.step import train_step
 
 
@@ -107,10 +104,10 @@ class Trainer:
         reuse_freed_memory()
         with claimed(self.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir) as undo:
             try:
-                optimiser = optimiser_for(self.model, self.args)
+                self.optimiser = optimiser_for(self.model, self.args)
                 if resume_from_checkpoint:
-                    self._resume(optimiser)
-                self._run(optimiser)
+                    self._resume()
+                self._run()
             except BaseException:
                 if self.step == 0 and self._saved_step is None:
                     undo()
@@ -145,13 +142,19 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, moment)(self, *arguments)
 
+    def _stop_by_signal(self, number):
+        self._signal = number
+        self.stop()
+
     def _begin(self):
-        """Be where a run is before its first step."""
+        """Set the state of a run before its first step."""
+        self.optimiser = None
         self.step, self.history = 0, []
         self._loss_sum, self._loss_count = 0.0, 0  # since the last line of the history
         self._tokens, self._seconds = 0, 0.0
         self._first_step, self._examples = 0, 0  # of this call
-        self._saved_step, self._unproven = None, False  # unproven: no loss of these weights is known yet
+        self._saved_step = None  # of the newest checkpoint
+        self._saved_is_unproven = False  # until the loss of its weights is known to be finite
         self._stopping, self._signal = False, None
 
     def _check_data(self):
@@ -174,15 +177,15 @@ class Trainer:
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
 
-    def _run(self, optimiser):
+    def _run(self):
         """Make the steps that are left, and leave the model in the output folder."""
         self._first_step = self.step
         (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end: not that of this run
         self._write_history()
         try:
             self.callback("on_train_begin")
-            with self._signals():
-                self._train(optimiser)
+            with catch_signals(self._stop_by_signal):
+                self._train()
             if self._signal is not None and self.step < self.max_steps:
                 raise Stopped(self._signal, None if self._saved_step is None else self.output_dir)
             self.callback("on_train_end")
@@ -207,7 +210,7 @@ class Trainer:
         }
         return TrainOutput(self.step, loss, metrics)
 
-    def _train(self, optimiser):
+    def _train(self):
         if self.step == 0 and not self.history and self.eval_dataset is not None:
             self._log(None, None)
         while self.step < self.max_steps and not self._stopping:
@@ -217,31 +220,30 @@ class Trainer:
             rows = self.args.per_device_train_batch_size
             parts = [places[first : first + rows] for first in range(0, len(places), rows)]
             batches = [self.train_dataset.collate(part) for part in parts]
-            key = Key(self.args.seed << 32 | self.step)
-            done = train_step(self.model, optimiser, batches, learning_rate, self.args.max_grad_norm, key)
-            if self._unproven:
-                self._remove_old(optimiser)
+            key, max_grad_norm = Key(self.args.seed << 32 | self.step), self.args.max_grad_norm
+            result = train_step(self.model, self.optimiser, batches, learning_rate, max_grad_norm, key)
 
             self.step += 1
-            self._loss_sum += done.loss
+            self._loss_sum += result.loss
             self._loss_count += 1
             self._examples += len(places)
-            self._tokens += sum(map(real_tokens, batches))
+            self._tokens += sum(map(count_tokens, batches))
             self._seconds += time.perf_counter() - started
-            self.callback("on_step_end", done)
+            self._remove_superseded_checkpoints()
+            self.callback("on_step_end", result)
             last = self.step == self.max_steps
             if last or self.step % self.args.logging_steps == 0 or self.step % self.args.eval_steps == 0:
-                self._log(done, learning_rate)
+                self._log(result, learning_rate)
             if self.step % self.args.save_steps == 0:
-                self._save(optimiser)
+                self._save()
         if self.step == 0 and self._signal is not None:
             return  # nothing was trained that could be lost
         if self._saved_step != self.step:
-            self._save(optimiser)
+            self._save()
         if self._signal is None:
-            self._remove_old(optimiser)
+            self._remove_superseded_checkpoints()
 
-    def _log(self, done, learning_rate):
+    def _log(self, result, learning_rate):
         """Add a line to the history and the metrics file, with the validation loss where it is due."""
         val_loss = None
         due = self.step == self.max_steps or self.step % self.args.eval_steps == 0
@@ -257,7 +259,7 @@ class Trainer:
             "train_loss": self._loss_sum / self._loss_count if self._loss_count else None,
             "val_loss": val_loss,
             "learning_rate": learning_rate,
-            "gradient_norm": done.gradient_norm if done else None,
+            "gradient_norm": result.gradient_norm if result else None,
             "tokens_per_second": self._tokens / self._seconds if self._seconds else None,
         }
         self.history.append(line)
@@ -268,8 +270,8 @@ class Trainer:
         if val_loss is not None:
             self.callback("on_evaluate", line)
 
-    def _save(self, optimiser):
-        """Write a checkpoint, then remove those that are no longer wanted."""
+    def _save(self):
+        """Write a checkpoint."""
         state = {
             "step": self.step,
             "loss_sum": self._loss_sum,
@@ -279,27 +281,33 @@ class Trainer:
             "log_history": self.history,
         }
         try:
-            save_checkpoint(self.output_dir, self.model, optimiser, state, self.save_model)
+            save_checkpoint(self.output_dir, self.model, self.optimiser, state, self.save_model)
         except OSError as error:
             raise OSError(f"{error}, while step {self.step} was saved; {self._kept()}") from None
-        self._saved_step, self._unproven = self.step, True
+        self._saved_step, self._saved_is_unproven = self.step, True
 
-    def _remove_old(self, optimiser):
-        """Remove the checkpoints beyond the limit, once the newest is known to be of use."""
-        self._unproven = False
+    def _remove_superseded_checkpoints(self):
+        """Remove the checkpoints beyond ``save_total_limit``, if the newest has just proved to be usable.
+
+        It does so when the next step has a finite loss, which is that of the saved weights, or when the run
+        ends with it; until then an older one may be the last that a run can go on from.
+        """
+        if not self._saved_is_unproven:
+            return
+        self._saved_is_unproven = False
         if self.args.save_total_limit is None:
             return
         try:
-            remove_old_checkpoints(self.output_dir, self._saved_step, self.model, optimiser, self.args)
+            remove_old_checkpoints(self.output_dir, self._saved_step, self.model, self.optimiser, self.args)
         except (InputError, OSError) as error:
             warnings.warn(f"{error}; older checkpoints are kept", stacklevel=3)
 
-    def _resume(self, optimiser):
-        """Go back to the newest checkpoint that is whole; do nothing if there is none at all."""
+    def _resume(self):
+        """Load the newest undamaged checkpoint, if there are any."""
         damaged = []
         for folder in reversed(checkpoints(self.output_dir)):
             try:
-                state = load_checkpoint(folder, self.model, optimiser, self.args, self._datasets)
+                state = load_checkpoint(folder, self.model, self.optimiser, self.args, self._datasets)
             except ChangedSettingError:
                 raise
             except InputError as error:
@@ -326,32 +334,3 @@ class Trainer:
         if self._saved_step is None:
             return "nothing was saved yet"
         return f"{self.output_dir} keeps the checkpoint of step {self._saved_step}"
-
-    @contextlib.contextmanager
-    def _signals(self):
-        """Within this block the first Ctrl-C or SIGTERM lets the step end; a second one does not wait."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may handle signals
-            return
-
-        def handle(number, frame):
-            restore()
-            self._signal = number
-            self.stop()
-            with contextlib.suppress(OSError):  # there may be nobody to tell
-                os.write(2, b"\nstopping after this step; once more stops at once\n")
-
-        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        heeded = [number for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)]
-
-        def restore():
-            for number in heeded:
-                signal.signal(number, earlier[number])
-
-        for number in heeded:
-            signal.signal(number, handle)
-
-        try:
-            yield
-        finally:
-            restore()
