@@ -20,7 +20,7 @@ from minitransformer.recipes import load_recipe
 from minitransformer.recipes.material import load_material
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import train_step
-from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.optimisers import make_optimiser
 
 RECIPE = "shakespeare"
 PEER_HAS = {"dropout": (0.0,), "positions": ("learned",), "activation": ("gelu_exact", "gelu_tanh")}
@@ -36,7 +36,7 @@ def parity(data, assignments=()):
     _check_comparable(model.config, args)
     tensors = torch_gpt.tensors_like(model, torch.float32)
 
-    optimiser, their_optimiser = optimiser_for(model, args), torch_gpt.adamw(tensors, args)
+    optimiser, their_optimiser = make_optimiser(model, args), torch_gpt.adamw(tensors, args)
     ours = _train(
         "minitransformer",
         lambda batch, rate: train_step(model, optimiser, [batch], rate, args.max_grad_norm).loss,

@@ -22,7 +22,7 @@ from minitransformer.data import TokenWindows
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments, train_step
-from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.optimisers import make_optimiser
 
 PEER = "pytorch-eager"
 BATCHES = 8  # different ones, again and again
@@ -111,7 +111,7 @@ def our_step(config, rows):
     """Return our training step on batch ``number``, which returns the loss."""
     reuse_freed_memory()
     model, batches = model_and_batches(config, rows)
-    optimiser = optimiser_for(model, ARGUMENTS)
+    optimiser = make_optimiser(model, ARGUMENTS)
 
     def step(number):
         batch = batches[number % BATCHES]

@@ -7,7 +7,7 @@ from minitransformer.errors import InputError
 from minitransformer.models.table import architecture_of
 from minitransformer.pretrained.model_folder import load_config, load_model
 from minitransformer.system.memory import reuse_freed_memory
-from minitransformer.training.checkpoints import model_folder
+from minitransformer.training.checkpoints import find_model_folder
 
 
 def load_trained(folder, device, command):
@@ -19,7 +19,7 @@ def load_trained(folder, device, command):
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     reuse_freed_memory()
-    run, folder = folder, model_folder(folder)
+    run, folder = folder, find_model_folder(folder)
     if folder != run:
         print(f"(the run in {run} is unfinished: this is its {folder.name})", file=sys.stderr)
     architecture_of(load_config(folder)).check_command(command)

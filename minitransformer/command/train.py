@@ -16,7 +16,7 @@ from minitransformer.recipes import load_recipe
 from minitransformer.recipes.resuming import resumed_recipe
 from minitransformer.recipes.run import train_recipe
 from minitransformer.system.folders import make_new_folder
-from minitransformer.training.checkpoints import last_checkpoint
+from minitransformer.training.checkpoints import find_last_checkpoint
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
         chosen = load_recipe(recipe or "python", settings or ())
         folder = output_dir or context.with_resource(make_new_folder(runs))
     display = TerminalDisplay()
-    if resume and last_checkpoint(folder) is None:
+    if resume and find_last_checkpoint(folder) is None:
         display.say(f"there is no checkpoint in {folder}: starting from the beginning\n")
     started = time.perf_counter()
     try:

@@ -6,7 +6,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitransformer.data.text import Text, sha256, split_text, text_of
+from minitransformer.data.text import Text, open_text, sha256, split_text
 from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
 
@@ -66,7 +66,7 @@ def text_corpus(*paths):
     """
     found = [find_texts(path) for path in paths]
     files = {file.resolve(): file for texts, _ in found for file in texts}
-    text = text_of(list(files.values()))
+    text = open_text(list(files.values()))
     characters = sum(map(len, text.pieces()))
     train, validation = split_text(text, int(characters * TRAIN_SHARE))
     places = [str(Path(path).resolve()) for path in paths]
@@ -75,7 +75,7 @@ def text_corpus(*paths):
     return Corpus(train, validation, source | ({"left_out": left_out} if left_out else {}))
 
 
-def corpus_of(recipe_name, kind, data=()):
+def load_corpus(recipe_name, kind, data=()):
     """Return the corpus ``kind`` of a recipe, or that of the texts ``data`` if any are given."""
     if data:
         return text_corpus(*data)

@@ -64,7 +64,7 @@ def sha256(*texts):
     return digest.hexdigest()
 
 
-def text_of(files):
+def open_text(files):
     """Return the text of ``files``, without byte order marks; raise InputError if all are empty.
 
     Raises InputError for UTF-16 and UTF-32. What else is not UTF-8 is found when it is read.

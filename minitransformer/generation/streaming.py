@@ -23,20 +23,20 @@ def decode_pieces(tokenizer, before, new_ids):
     A list grows until its text is made of whole characters; at the end it is given as it is.
     """
 
-    def text_of(ids):
+    def open_text(ids):
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     context, part = [int(index) for index in before], []
-    told = len(text_of(context))
+    told = len(open_text(context))
     for index in new_ids:
         part.append(int(index))
-        text = text_of(context + part)[told:]
+        text = open_text(context + part)[told:]
         if text and not text.endswith(UNFINISHED):
             yield part, text
             context, part = part[-1:], []  # whatever comes next depends on one token at most
-            told = len(text_of(context))
+            told = len(open_text(context))
     if part:
-        yield part, text_of(context + part)[told:]
+        yield part, open_text(context + part)[told:]
 
 
 def truncate_at_stops(stops, pieces):

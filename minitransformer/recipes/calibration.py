@@ -24,7 +24,7 @@ from minitransformer.generation.sampling import generate
 from minitransformer.models.table import ARCHITECTURES, architecture_of
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments
-from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.optimisers import make_optimiser
 from minitransformer.training.step import train_step
 
 SHARES = {"train": 0.6, "judge": 0.2, "write": 0.2}  # of the time that a calibration takes
@@ -111,7 +111,7 @@ def threads():
 
 def _work(model, arguments):
     """Return the parts of a run, functions of how much is to be done."""
-    architecture, optimiser = architecture_of(model), optimiser_for(model, arguments)
+    architecture, optimiser = architecture_of(model), make_optimiser(model, arguments)
     length = model.config.context_length
 
     def batch(rows):

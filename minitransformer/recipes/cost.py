@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformer.data.corpus import corpus_of
+from minitransformer.data.corpus import load_corpus
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import character_tokenizer, is_character_level
 from minitransformer.evaluation.scores import SAMPLED_PLACES, batch_rows
@@ -105,7 +105,7 @@ def _material(recipe, data):
     if recipe.corpus == "text" and not data:
         vocabulary, *counts = USUAL_TEXT
     else:
-        corpus = corpus_of(recipe.name, recipe.corpus, data)
+        corpus = load_corpus(recipe.name, recipe.corpus, data)
         counts = corpus.train.byte_count, corpus.validation.byte_count
         if characters:
             pieces = (piece for part in (corpus.train, corpus.validation) for piece in part.pieces())

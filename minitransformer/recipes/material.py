@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from minitransformer.data.corpus import corpus_of
+from minitransformer.data.corpus import load_corpus
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
@@ -41,7 +41,7 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
         tokenizer = pretrained_tokenizer(recipe.pretrained)
     if recipe.corpus in TASKS:
         return _task_material(recipe, data, tokenizer)
-    corpus = corpus_of(recipe.name, recipe.corpus, data)
+    corpus = load_corpus(recipe.name, recipe.corpus, data)
     if not corpus.validation.byte_count:
         raise InputError("the text is too short: nothing of it is left to validate with")
     if tokenizer is None:

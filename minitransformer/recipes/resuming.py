@@ -7,7 +7,7 @@ from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.recipes import PRETRAINED, pretrained_folder, recipe_from
 from minitransformer.recipes.starting_model import resolved
 from minitransformer.system.files import read_json
-from minitransformer.training.checkpoints import checkpoints
+from minitransformer.training.checkpoints import find_checkpoints
 from minitransformer.training.output import RUN
 
 
@@ -51,7 +51,7 @@ def _without_same_start(assignments, pretrained, output_dir):
 def _runs_nearby(output_dir):
     """Return a hint to the runs that could have been meant."""
     folder = Path(output_dir)
-    if checkpoints(folder):
+    if find_checkpoints(folder):
         return f": its checkpoints are not of the command line ({RUN} is missing); go on with it from Python"
     if (folder.parent / RUN).exists():
         return f"; did you mean {folder.parent}?"

@@ -14,7 +14,7 @@ from minitransformer.recipes.run_files import RunFiles
 from minitransformer.recipes.starting_model import load_pretrained
 from minitransformer.system.files import read_json
 from minitransformer.training import Samples, Trainer
-from minitransformer.training.checkpoints import checkpoints
+from minitransformer.training.checkpoints import find_checkpoints
 from minitransformer.training.output import PICTURE, check_output_dir
 
 SAMPLE_TOKENS = 200
@@ -40,7 +40,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
         _check_same_source(output_dir, material.source)
     args = replace(recipe.training, output_dir=str(output_dir), disable_tqdm=True)  # the display is all
     config = recipe.config(id_count(material.tokenizer))
-    if recipe.pretrained is None or (resume and checkpoints(output_dir)):
+    if recipe.pretrained is None or (resume and find_checkpoints(output_dir)):
         model = recipe.architecture.model(config).build(seed=args.seed, device=device)
     else:
         model, digest = load_pretrained(recipe.pretrained, config, device)
@@ -89,14 +89,14 @@ def _draw(history, path):
 
 def _kept_tokenizer(output_dir):
     """Return the tokenizer of the run that is resumed, or None if it has not come so far."""
-    if checkpoints(output_dir) and (output_dir / TOKENIZER).exists():
+    if find_checkpoints(output_dir) and (output_dir / TOKENIZER).exists():
         return load_tokenizer(output_dir)
     return None
 
 
 def _check_same_source(output_dir, source):
     path = output_dir / CORPUS
-    if not (path.exists() and checkpoints(output_dir)):
+    if not (path.exists() and find_checkpoints(output_dir)):
         return
     if read_json(path).get("sha256") != source.get("sha256"):
         raise InputError(

@@ -12,7 +12,7 @@ from minitransformer.data.tokenizer import load_matching_tokenizer
 from minitransformer.errors import InputError
 from minitransformer.models.table import architecture_of
 from minitransformer.pretrained.model_folder import assign, load_config, load_model
-from minitransformer.training.checkpoints import model_folder
+from minitransformer.training.checkpoints import find_model_folder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def find_pretrained(folder):
     """Return the ``Pretrained`` in ``folder``, of a run or of another library, and its configuration."""
     if not (folder and Path(folder).is_dir()):
         raise InputError(f"pretrained is {str(folder)!r}; expected the folder of a trained model")
-    config = load_config(model_folder(folder))
+    config = load_config(find_model_folder(folder))
     return Pretrained(resolved(folder), config.vocabulary_size, config.context_length), config
 
 
@@ -50,7 +50,7 @@ def resolved(folder):
 
 def pretrained_tokenizer(pretrained):
     """Return the tokenizer of a ``Pretrained``."""
-    return load_matching_tokenizer(model_folder(pretrained.folder), pretrained.vocabulary_size)
+    return load_matching_tokenizer(find_model_folder(pretrained.folder), pretrained.vocabulary_size)
 
 
 def load_pretrained(pretrained, config, device="cpu"):
@@ -59,7 +59,7 @@ def load_pretrained(pretrained, config, device="cpu"):
     ``config`` may have another dropout and a smaller context length: positions beyond it are left out. Raises
     InputError if the weights are others than those of the SHA-256 in ``pretrained``.
     """
-    source = load_model(model_folder(pretrained.folder), device=device)
+    source = load_model(find_model_folder(pretrained.folder), device=device)
     digest = _digest(source)
     if pretrained.sha256 not in (None, digest):
         raise InputError(

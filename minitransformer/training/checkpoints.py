@@ -26,7 +26,7 @@ OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def checkpoints(output_dir):
+def find_checkpoints(output_dir):
     """Return the checkpoint folders in ``output_dir``, the oldest step first."""
     found = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -69,7 +69,7 @@ def remove_old_checkpoints(output_dir, step, model, optimiser, args):
     steps are damaged, or the run would have gone on from them.
     """
     newest = Path(output_dir) / f"checkpoint-{step}"
-    old = list(takewhile(lambda folder: folder != newest, checkpoints(output_dir)))
+    old = list(takewhile(lambda folder: folder != newest, find_checkpoints(output_dir)))
     if len(old) < args.save_total_limit:
         return
     _read(newest, model, optimiser, args)
@@ -77,14 +77,14 @@ def remove_old_checkpoints(output_dir, step, model, optimiser, args):
         remove_folder(folder)
 
 
-def last_checkpoint(output_dir):
+def find_last_checkpoint(output_dir):
     """Return the newest checkpoint folder of ``output_dir``, or None."""
-    return next(reversed(checkpoints(output_dir)), None)
+    return next(reversed(find_checkpoints(output_dir)), None)
 
 
-def model_folder(folder):
+def find_model_folder(folder):
     """Return ``folder``, or the last checkpoint in it if it is that of a run that has not ended."""
-    last = last_checkpoint(folder)
+    last = find_last_checkpoint(folder)
     return Path(folder) if last is None or (Path(folder) / CONFIG).exists() else last
 
 

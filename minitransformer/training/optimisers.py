@@ -116,7 +116,7 @@ def clip_factor(norm, max_norm):
 OPTIMISERS = ("adamw", "sgd")
 
 
-def optimiser_for(model, args):
+def make_optimiser(model, args):
     """Return the optimiser that ``args`` (``TrainingArguments``) ask for."""
     if args.optim == "sgd":
         return SGD(model, args.momentum, args.weight_decay)

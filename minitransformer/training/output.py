@@ -10,7 +10,7 @@ from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
 from minitransformer.system.files import remove_temporary_files
 from minitransformer.system.folders import lock_folder
 from minitransformer.training.best import BEST
-from minitransformer.training.checkpoints import checkpoints
+from minitransformer.training.checkpoints import find_checkpoints
 
 METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "training.png"
 GENERATION = "generation_config.json"
@@ -19,7 +19,7 @@ WRITTEN = (CONFIG, WEIGHTS, BEST, METRICS, RUN, PICTURE, CORPUS, GENERATION, *OF
 
 
 @contextlib.contextmanager
-def claimed(folder, resuming, overwriting=False):
+def claim_folder(folder, resuming, overwriting=False):
     """Make ``folder`` if need be and hold it for this process; yield what undoes the start.
 
     Called, that removes what a run has written there since, and the folder if it was made here. Raises
@@ -53,11 +53,11 @@ def check_output_dir(folder, resuming, overwriting=False):
     """Raise InputError if ``folder`` is a file or, unless ``resuming`` or ``overwriting``, holds a run."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected a folder to write to")
-    if resuming and (folder / WEIGHTS).exists() and not checkpoints(folder):
+    if resuming and (folder / WEIGHTS).exists() and not find_checkpoints(folder):
         raise InputError(f"{folder} holds a model but no checkpoint to resume; choose another output_dir")
     if not (resuming or overwriting) and folder.exists():
         signs = CONFIG, WEIGHTS, METRICS, f"{BEST}/{WEIGHTS}"
-        if any((folder / name).exists() for name in signs) or checkpoints(folder):
+        if any((folder / name).exists() for name in signs) or find_checkpoints(folder):
             raise InputError(
                 f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), "
                 "replace it by overwrite_output_dir=true, or choose another output_dir"
@@ -77,7 +77,7 @@ def _told(folder):
 
 def _written(folder):
     """Return the paths in ``folder`` that runs write: no other is ever removed."""
-    return [folder / name for name in WRITTEN if (folder / name).exists()] + checkpoints(folder)
+    return [folder / name for name in WRITTEN if (folder / name).exists()] + find_checkpoints(folder)
 
 
 def _remove(paths):

@@ -18,13 +18,13 @@ from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training.best import put_best_back
 from minitransformer.training.callbacks import KeepBest
 from minitransformer.training.checkpoints import (
-    checkpoints,
+    find_checkpoints,
     load_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
 )
-from minitransformer.training.optimisers import optimiser_for
-from minitransformer.training.output import METRICS, claimed
+from minitransformer.training.optimisers import make_optimiser
+from minitransformer.training.output import METRICS, claim_folder
 from minitransformer.training.progress import ProgressBar
 from minitransformer.training.signals import catch_signals
 from minitransformer.training.step import train_step
@@ -102,9 +102,9 @@ class Trainer:
             "eval_dataset": fingerprint(self.eval_dataset),
         }
         reuse_freed_memory()
-        with claimed(self.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir) as undo:
+        with claim_folder(self.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir) as undo:
             try:
-                self.optimiser = optimiser_for(self.model, self.args)
+                self.optimiser = make_optimiser(self.model, self.args)
                 if resume_from_checkpoint:
                     self._resume()
                 self._run()
@@ -305,7 +305,7 @@ class Trainer:
     def _resume(self):
         """Load the newest undamaged checkpoint, if there are any."""
         damaged = []
-        for folder in reversed(checkpoints(self.output_dir)):
+        for folder in reversed(find_checkpoints(self.output_dir)):
             try:
                 state = load_checkpoint(folder, self.model, self.optimiser, self.args, self._datasets)
             except ChangedSettingError:

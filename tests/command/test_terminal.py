@@ -14,7 +14,7 @@ from rich.console import Console
 
 from minitransformer.command import display
 from minitransformer.command.display import TerminalDisplay, describe_recipe, describe_score, suggest_commands
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.recipes import load_recipe
 from minitransformer.system.terminal import fit_lines, format_duration, format_duration_range
 from minitransformer.training import ProgressBar, progress
@@ -41,7 +41,7 @@ def material(tmp_path):
     path = tmp_path / "a text.txt"
     path.write_text("I am what I amuse")
     source = {"corpus": "text", "paths": [str(path)]}
-    return SimpleNamespace(prompt="", source=source, validation_text=text_of([path]))
+    return SimpleNamespace(prompt="", source=source, validation_text=open_text([path]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minitransformer.data import python_corpus, text_corpus
-from minitransformer.data.corpus import corpus_of
+from minitransformer.data.corpus import load_corpus
 from minitransformer.errors import InputError
 
 TEXT = "naïve\r\n\ttext\u2028 😀\n" * 20
@@ -102,10 +102,10 @@ def test_the_record_says_what_was_left_out(texts):
 
 
 def test_which_corpus_a_recipe_has(texts):
-    assert corpus_of("python", "python").source["corpus"] == "python"
-    assert corpus_of("python", "python", [texts]).source["corpus"] == "text"
-    assert corpus_of("mine", "text", [texts]).source["corpus"] == "text"
+    assert load_corpus("python", "python").source["corpus"] == "python"
+    assert load_corpus("python", "python", [texts]).source["corpus"] == "text"
+    assert load_corpus("mine", "text", [texts]).source["corpus"] == "text"
     with pytest.raises(
         InputError, match="the recipe 'mine' learns from a text of yours: give it with --data"
     ):
-        corpus_of("mine", "text")
+        load_corpus("mine", "text")

@@ -21,7 +21,7 @@ from tokenizers import (
 
 from minitransformer.data import encode, load_tokenizer, save_tokenizer, train_tokenizer
 from minitransformer.data import tokenizer as tokenizer_module
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.data.token_file import write_tokens
 from minitransformer.data.tokenizer import (
     KINDS,
@@ -162,7 +162,7 @@ def undecided(tokenizer):
 def learned(tmp_path_factory):
     path = tmp_path_factory.mktemp("learned") / "text"
     path.write_bytes(LEARNED.encode())
-    return text_of([path])
+    return open_text([path])
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_ids_beyond_the_number_of_tokens_are_counted(learned, tmp_path):
     tokenizer = Tokenizer.from_str(json.dumps(written))
     assert (tokenizer.get_vocab_size(), id_count(tokenizer)) == (len(set(LEARNED)) + 1, 301)
     (tmp_path / "text").write_text("hear<s>me")
-    write_tokens(tmp_path / "tokens.npy", text_of([tmp_path / "text"]), tokenizer)
+    write_tokens(tmp_path / "tokens.npy", open_text([tmp_path / "text"]), tokenizer)
     assert np.load(tmp_path / "tokens.npy").tolist() == encode(tokenizer, "hear<s>me").tolist()
     assert encode(tokenizer, "hear<s>me")[4] == 300
 

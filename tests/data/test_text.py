@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minitransformer.data import Text, text_files
 from minitransformer.data import text as text_module
-from minitransformer.data.text import PIECE, sha256, split_text, text_of
+from minitransformer.data.text import PIECE, open_text, sha256, split_text
 from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
 from minitransformer.training import output
@@ -29,7 +29,7 @@ def written(tmp_path_factory):
         files = [folder / str(number) for number in range(len(contents))]
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content.encode())
-        return text_of(files)
+        return open_text(files)
 
     return write
 
@@ -220,7 +220,7 @@ def test_a_byte_order_mark_is_no_character(tmp_path, pieces_of, size):
     files = [tmp_path / name for name in "abc"]
     for file, content in zip(files, ("one é", "", "\ufeffthree"), strict=True):  # a second one is a character
         file.write_bytes(codecs.BOM_UTF8 + content.encode())
-    text, whole = text_of(files), "one é\ufeffthree"
+    text, whole = open_text(files), "one é\ufeffthree"
     assert text.read() == whole
     assert ["".join(document) for document in text.documents()] == ["one é", "\ufeffthree"]
     assert text.byte_count == len(whole.encode())
@@ -233,7 +233,7 @@ def test_a_byte_order_mark_is_no_character(tmp_path, pieces_of, size):
 def test_nothing_but_a_byte_order_mark(tmp_path):
     (tmp_path / "a").write_bytes(codecs.BOM_UTF8)
     with pytest.raises(InputError, match="a is empty; expected text"):
-        text_of([tmp_path / "a"])
+        open_text([tmp_path / "a"])
 
 
 @pytest.mark.parametrize(
@@ -245,17 +245,17 @@ def test_several_bytes_a_letter_are_recognised(tmp_path, encoding, mark, content
     path, name = tmp_path / "a text.txt", encoding[:6] if mark else encoding
     path.write_bytes((mark + content).encode(encoding))
     with pytest.raises(InputError, match=f"a text.txt is text in {name.upper()}; expected UTF-8") as error:
-        text_of([path])
+        open_text([path])
     remedy = str(error.value).partition(". Convert it: ")[2]
     assert remedy == f"iconv -f {name} -t utf-8 '{path}' > '{path}'.utf8"
     subprocess.run(remedy, shell=True, check=True, timeout=60)
-    assert text_of([tmp_path / "a text.txt.utf8"]).read() == content
+    assert open_text([tmp_path / "a text.txt.utf8"]).read() == content
 
 
 def test_bytes_next_to_zero_in_utf_8_are_text(tmp_path):
     for number, content in enumerate(("a\0" * 7, "abc\0" * 99, "\0" * 99, "\t\n" * 99, "0\0\0\0x" * 99)):
         (tmp_path / str(number)).write_text(content)
-        assert text_of([tmp_path / str(number)]).read() == content
+        assert open_text([tmp_path / str(number)]).read() == content
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_what_is_not_utf_8_is_told_with_its_place(tmp_path, content, byte, offse
     path.write_bytes(content)
     message = f"text is not UTF-8 text: byte {byte} at offset {offset} can't be decoded"
     with pytest.raises(InputError, match=message):
-        text_of([path]).read()
+        open_text([path]).read()
 
 
 def test_the_place_is_counted_from_the_start_of_the_file(tmp_path, pieces_of):

@@ -17,7 +17,7 @@ from minitransformer.data import (
     train_tokenizer,
 )
 from minitransformer.data import text as text_module
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.data.token_file import write_tokens
 from minitransformer.data.tokenizer import decode_bytes, encode_pieces, separator_id
 from minitransformer.errors import InputError
@@ -38,7 +38,7 @@ def written(tmp_path):
     def write(*contents):
         for number, content in enumerate(contents):
             (tmp_path / f"text{number}").write_bytes(content.encode())
-        return text_of([tmp_path / f"text{number}" for number in range(len(contents))])
+        return open_text([tmp_path / f"text{number}" for number in range(len(contents))])
 
     return write
 
@@ -47,7 +47,7 @@ def written(tmp_path):
 def tokenizers(tmp_path_factory):
     path = tmp_path_factory.mktemp("learned") / "text"
     path.write_bytes(CONTENT.encode())
-    text = text_of([path])
+    text = open_text([path])
     sizes = {"characters": 0, "bpe": 300, "wordpiece": 60}
     return {kind: train_tokenizer(kind, size, text) for kind, size in sizes.items()}
 
@@ -169,9 +169,9 @@ import os, signal, sys
 from pathlib import Path
 from minitransformer.data import text as text_module
 from minitransformer.data import character_tokenizer, token_file
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 text_module.PIECE = 100
-text = text_of([Path(sys.argv[1])])
+text = open_text([Path(sys.argv[1])])
 token_file(text, character_tokenizer(text.pieces()), lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 """
 
@@ -257,7 +257,7 @@ def test_no_file_of_tokens(tmp_path):
 
 def test_a_damaged_file_in_the_cache_is_made_again(tmp_path):
     (tmp_path / "text").write_text("so it goes. " * 50)
-    text = text_of([tmp_path / "text"])
+    text = open_text([tmp_path / "text"])
     tokenizer = train_tokenizer("characters", 0, text)
     expected = np.array(token_file(text, tokenizer))
     (path,) = (make_cache_folder("tokens")).glob("*.npy")
@@ -267,9 +267,9 @@ def test_a_damaged_file_in_the_cache_is_made_again(tmp_path):
 
 def test_a_text_without_spaces_is_cut_all_the_same(tmp_path):
     (tmp_path / "words").write_text("abcde abc de " * 10)
-    tokenizer = train_tokenizer("bpe", 260, text_of([tmp_path / "words"]))
+    tokenizer = train_tokenizer("bpe", 260, open_text([tmp_path / "words"]))
     (tmp_path / "text").write_text("abcde" * 250_000)
-    text = text_of([tmp_path / "text"])
+    text = open_text([tmp_path / "text"])
     longest = max(map(len, encode_pieces(tokenizer, text.pieces())))
     assert longest < 2**21
     assert decode_bytes(tokenizer, token_file(text, tokenizer)) == b"abcde" * 250_000

@@ -15,7 +15,7 @@ from tokenizers import models
 
 from minitransformer.data import character_tokenizer, encode, load_tokenizer, train_tokenizer
 from minitransformer.data import tokenizer as tokenizer_module
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.data.tokenizer import (
     CHUNK,
     CHUNKS,
@@ -39,7 +39,7 @@ def learned(tmp_path_factory):
     """The text that the tokenizers of this module are trained on."""
     path = tmp_path_factory.mktemp("learned") / "text"
     path.write_bytes(LEARNED.encode())
-    return text_of([path])
+    return open_text([path])
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,8 @@ TRAIN = """
 import sys
 from pathlib import Path
 from minitransformer.data import train_tokenizer
-from minitransformer.data.text import text_of
-text = text_of([Path(sys.argv[1])])
+from minitransformer.data.text import open_text
+text = open_text([Path(sys.argv[1])])
 for kind, size in (("bpe", 360), ("wordpiece", 140)):
     print(train_tokenizer(kind, size, text).to_str())
 """

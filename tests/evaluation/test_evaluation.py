@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minitransformer.data import TASKS, Sequences, TokenWindows, character_tokenizer, encode
-from minitransformer.data.text import Text, text_of
+from minitransformer.data.text import Text, open_text
 from minitransformer.data.tokenizer import LETTERS
 from minitransformer.errors import InputError
 from minitransformer.evaluation import scores
@@ -16,7 +16,7 @@ from minitransformer.evaluation.scores import evaluate_task, evaluate_text, pred
 from minitransformer.generation.sampling import generate
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.training import TrainingArguments, train_step
-from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.optimisers import make_optimiser
 
 RANDOM = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ RANDOM = np.random.default_rng(0)
 def written(tmp_path):
     def write(content):
         (tmp_path / "text").write_bytes(content.encode())
-        return text_of([tmp_path / "text"])
+        return open_text([tmp_path / "text"])
 
     return write
 
@@ -134,7 +134,7 @@ def half_taught():
     """A model that has seen the sorting task for a short while: some answers are right, some are wrong."""
     task = TASKS["sort"]()
     model = GPT(GPTConfig(3, 11, 2, 2, 16)).build(seed=0)
-    optimiser = optimiser_for(model, TrainingArguments())
+    optimiser = make_optimiser(model, TrainingArguments())
     for number in range(60):
         batch = task.train.collate(task.train.training_places(number, 64, seed=0))
         train_step(model, optimiser, [batch], 3e-3, 1.0)

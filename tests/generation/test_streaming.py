@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minitransformer.data import character_tokenizer, train_tokenizer
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.data.tokenizer import encode
 from minitransformer.generation.sampling import generate
 from minitransformer.generation.streaming import decode_pieces, decode_prompt, stream_text, truncate_at_stops
@@ -21,7 +21,7 @@ TEXT = "The old houses of Nîmes, unlike the newer ones, don't creak — 42 of t
 def tokenizers(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
-    text = text_of([path])
+    text = open_text([path])
     return {
         "characters": character_tokenizer(TEXT + "\ufffd"),
         "bpe": train_tokenizer("bpe", 300, text),

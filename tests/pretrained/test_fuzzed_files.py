@@ -16,7 +16,7 @@ from safetensors.numpy import load, load_file, save, save_file
 from minitransformer.errors import InputError
 from minitransformer.pretrained.model_folder import load_model
 from minitransformer.training.checkpoints import load_checkpoint
-from minitransformer.training.optimisers import optimiser_for
+from minitransformer.training.optimisers import make_optimiser
 
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json"]
 CASES = 1000
@@ -37,7 +37,7 @@ class Loader:
     def __init__(self, checkpoint):
         trainer = tiny_trainer(checkpoint.parent)
         self.model, self.args = trainer.model, trainer.args
-        self.optimiser = optimiser_for(self.model, self.args)
+        self.optimiser = make_optimiser(self.model, self.args)
         self.state = self.load(checkpoint)
         self.expected = [array.copy() for array in self.arrays()]
 

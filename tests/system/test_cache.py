@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minitransformer.data import character_tokenizer, encode, token_file
-from minitransformer.data.text import text_of
+from minitransformer.data.text import open_text
 from minitransformer.system import cache
 from minitransformer.system.cache import is_temporary, make_cache_folder
 
@@ -22,7 +22,7 @@ CONTENT = "in some lines, again and again\n" * 40
 def text(tmp_path):
     """The text ``CONTENT``."""
     (tmp_path / "text").write_text(CONTENT)
-    return text_of([tmp_path / "text"])
+    return open_text([tmp_path / "text"])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from common.mutations import mutated, named, run
 from minitransformer.errors import InputError
 from minitransformer.parameters import Layer, Parameter
 from minitransformer.training import TrainingArguments, optimisers, schedules
-from minitransformer.training.optimisers import AdamW, clip_factor, global_norm, optimiser_for
+from minitransformer.training.optimisers import AdamW, clip_factor, global_norm, make_optimiser
 from minitransformer.training.schedules import SCHEDULES, scheduled_learning_rate
 
 RANDOM = np.random.default_rng(0)
@@ -126,11 +126,11 @@ def test_adamw_finds_the_published_minimum():
 
 def test_the_arguments_reach_the_optimiser():
     model = Vector([1.0]).build()
-    adamw = optimiser_for(
+    adamw = make_optimiser(
         model, TrainingArguments(adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3, weight_decay=0.1)
     )
     assert (type(adamw), adamw.betas, adamw.eps, adamw.weight_decay) == (AdamW, (0.8, 0.9), 1e-3, 0.1)
-    sgd = optimiser_for(model, TrainingArguments(optim="sgd", momentum=0.5, weight_decay=0.2))
+    sgd = make_optimiser(model, TrainingArguments(optim="sgd", momentum=0.5, weight_decay=0.2))
     assert (type(sgd), sgd.momentum, sgd.weight_decay) == (optimisers.SGD, 0.5, 0.2)
     with pytest.raises(InputError, match="optim is 'lion'; expected one of adamw, sgd"):
         TrainingArguments(optim="lion")
