@@ -22,8 +22,8 @@ class TwoLosses(Layer):
 
     def __init__(self):
         self.config = SimpleNamespace(vocabulary_size=VOCABULARY, context_length=LENGTH)
-        self.embedding = Embedding(VOCABULARY, WIDTH, 0.5)
-        self.classes = Embedding(2, WIDTH, 0.5)
+        self.embedding = Embedding(VOCABULARY, WIDTH)
+        self.classes = Embedding(2, WIDTH)
 
     def loss(self, batch, key=None):
         h, embedding_backward = self.embedding(batch["ids"])
@@ -77,7 +77,9 @@ class Pairs:
 
 @pytest.fixture
 def model():
-    return TwoLosses().build(seed=1, dtype="float64")
+    model = TwoLosses().build(seed=1, dtype="float64")
+    model.flat.values[...] = RANDOM.normal(0, 0.5, model.flat.values.shape)
+    return model
 
 
 @pytest.fixture(scope="module")
