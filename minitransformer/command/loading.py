@@ -13,8 +13,8 @@ from minitransformer.training.checkpoints import find_model_folder
 def load_trained(folder, device, command):
     """Return ``(folder, model, tokenizer)`` of a trained model; of an unfinished run, its last checkpoint's.
 
-    Raises InputError if ``folder`` does not exist or does not hold both, or if ``command`` does not apply to a
-    model of its architecture.
+    Raises InputError if ``folder`` does not exist or does not hold both, or if ``command`` does not apply to
+    a model of its architecture.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
