@@ -54,7 +54,11 @@ class TerminalDisplay(ProgressBar, Display):
             (
                 "model",
                 f"{recipe.architecture.title}, {trainer.model.parameter_count():,} parameters: "
-                + ", ".join(text.format(getattr(config, size)) for size, text in SIZES.items()),
+                + ", ".join(
+                    text.format(getattr(config, size))
+                    for size, text in SIZES.items()
+                    if hasattr(config, size)
+                ),
             ),
             ("folder", trainer.output_dir),
         ):
@@ -119,7 +123,8 @@ def suggest_commands(recipe, folder, material, data=(), options=()):
 
     ``data`` and ``options`` are what the run was given besides its settings.
     """
-    yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
+    if "generate" in recipe.architecture.commands:
+        yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
     another = "" if material.validation_text is None else ", or by another text (--data)"
     yield f"judge it again{another}", ["evaluate", folder]
     if recipe.pretrained is not None:  # whose shape is given, and which may be better already

@@ -18,7 +18,7 @@ MODEL_TYPE = "gpt2"
 PREFIX = "transformer."  # of all names in the file
 TABLE, HEAD = "wte.weight", "lm_head.weight"
 TIED = {HEAD: TABLE}  # one array: a file may hold either, or both
-BUFFER = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")  # no weights
+BUFFER = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
 
 SYNONYMS = {
     "n_ctx": "n_positions",
@@ -132,6 +132,11 @@ def tensors(config):
     with_all = GPT(replace(config, bias=True, positions="learned"))
     for path, parameter in with_all.parameters().items():
         yield path, _hugging_face_name(path), parameter.shape
+
+
+def is_buffer(name):
+    """Return True if the tensor ``name`` is no weight: a mask, or what can be computed again."""
+    return BUFFER.search(name) is not None
 
 
 def check_depth(names, config, path):

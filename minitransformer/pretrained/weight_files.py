@@ -60,7 +60,7 @@ def read_weights(path, files, layout, check):
     for file, header in headers.items():
         for stored in header:
             name = stored[prefixes.match(stored).end() :]
-            if layout.BUFFER.search(name):
+            if layout.is_buffer(name):
                 continue
             if name in places:
                 raise InputError(f"{path} holds {name} twice: as {places[name][1]} and as {stored}")
