@@ -9,15 +9,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from minitransformer.data.corpus import CORPUS
 from minitransformer.recipes import changed_settings, recipe_names
 from minitransformer.recipes.progress import Display
+from minitransformer.system.file_names import CORPUS, METRICS, PICTURE
 from minitransformer.system.memory import measure_peak_memory
 from minitransformer.system.progress import show_progress
 from minitransformer.system.terminal import format_duration
 from minitransformer.training import ProgressBar
-from minitransformer.training.output import PICTURE
-from minitransformer.training.trainer import METRICS
 
 SIZES = {
     "layers": "{} layers",

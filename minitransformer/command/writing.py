@@ -5,8 +5,8 @@ import sys
 from minitransformer.errors import InputError
 from minitransformer.generation.sampling import generate
 from minitransformer.generation.streaming import decode_prompt
+from minitransformer.system.file_names import GENERATION
 from minitransformer.system.files import read_json
-from minitransformer.training.output import GENERATION
 
 
 def read_generation_settings(folder):

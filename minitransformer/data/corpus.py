@@ -10,7 +10,6 @@ from minitransformer.data.text import Text, open_text, sha256, split_text
 from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
 
-CORPUS = "corpus.json"  # the record, in the output folder
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 FILES_PER_VALIDATION_FILE = 20
 TRAIN_SHARE = 0.9

@@ -6,14 +6,11 @@ import os
 from pathlib import Path
 
 from minitransformer.errors import InputError
+from minitransformer.system.file_names import CONFIG, METRICS, RUN, WEIGHTS, WRITTEN
 from minitransformer.system.files import TEMPORARY_NAME
 
 SIGNS = "*?["  # of a pattern
 PICTURES = {".png", ".pdf", ".jpg", ".webp"}  # none of which is UTF-8; an .svg is
-WRITTEN = {  # into the folder of a run or a model, whoever writes it
-    *("config.json", "corpus.json", "generation_config.json", "metrics.jsonl", "run.json", "training.png"),
-    *("model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
-}
 
 
 def find_texts(path):
@@ -77,7 +74,7 @@ def _before_the_signs(pattern):
 
 def _is_output(folder):
     """Return True if a model lies in ``folder``, or a run that has none yet."""
-    if (folder / "model.safetensors").exists():
+    if (folder / WEIGHTS).exists():
         return True
-    begun = any((folder / name).exists() for name in ("run.json", "config.json"))
-    return (folder / "metrics.jsonl").exists() and (begun or any(folder.glob("checkpoint-*")))
+    begun = any((folder / name).exists() for name in (RUN, CONFIG))
+    return (folder / METRICS).exists() and (begun or any(folder.glob("checkpoint-*")))

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from minitransformer.data.long_words import cut_long_words
 from minitransformer.errors import InputError
+from minitransformer.system.file_names import TOKENIZER, TOKENIZER_CONFIG
 from minitransformer.system.files import write_atomically, write_json
 
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("characters", "bpe", "wordpiece")
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's: stands between documents
 WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's

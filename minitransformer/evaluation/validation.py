@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from minitransformer.data.corpus import CORPUS, python_corpus, text_corpus
+from minitransformer.data.corpus import python_corpus, text_corpus
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.text import Text
 from minitransformer.data.text_files import is_pattern
 from minitransformer.errors import InputError
+from minitransformer.system.file_names import CORPUS
 from minitransformer.system.files import read_json
 
 

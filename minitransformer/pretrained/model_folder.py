@@ -15,10 +15,9 @@ from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import InputError
 from minitransformer.models.table import ARCHITECTURES, architecture_of
 from minitransformer.pretrained.tensor_files import check_tensor, write_tensors
-from minitransformer.pretrained.weight_files import WEIGHTS, read_weights, weight_files
+from minitransformer.pretrained.weight_files import read_weights, weight_files
+from minitransformer.system.file_names import CONFIG, WEIGHTS
 from minitransformer.system.files import read_json, write_json
-
-CONFIG = "config.json"
 
 
 def save_model(model, folder, extra=None):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from minitransformer.errors import InputError
 from minitransformer.pretrained.tensor_files import read_header, read_tensors
+from minitransformer.system.file_names import WEIGHTS
 from minitransformer.system.files import read_json
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = f"{WEIGHTS}.index.json"
 WRAPPERS = ("_orig_mod.", "module.")  # the prefixes of torch.compile and of DDP
 
 CONVERT = "from transformers import AutoModelForCausalLM as M; M.from_pretrained({}{}).save_pretrained({})"

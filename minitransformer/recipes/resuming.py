@@ -6,9 +6,9 @@ from pathlib import Path
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.recipes import PRETRAINED, pretrained_folder, recipe_from
 from minitransformer.recipes.starting_model import resolved
+from minitransformer.system.file_names import RUN
 from minitransformer.system.files import read_json
 from minitransformer.training.checkpoints import find_checkpoints
-from minitransformer.training.output import RUN
 
 
 def resumed_recipe(name, output_dir, assignments, data):

@@ -4,18 +4,18 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from minitransformer.data.corpus import CORPUS
-from minitransformer.data.tokenizer import TOKENIZER, id_count, load_tokenizer, start_id
+from minitransformer.data.tokenizer import id_count, load_tokenizer, start_id
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.inspection.plots import plot_training
 from minitransformer.recipes.material import load_material
 from minitransformer.recipes.progress import Display
 from minitransformer.recipes.run_files import RunFiles
 from minitransformer.recipes.starting_model import load_pretrained
+from minitransformer.system.file_names import CORPUS, PICTURE, TOKENIZER
 from minitransformer.system.files import read_json
 from minitransformer.training import Samples, Trainer
 from minitransformer.training.checkpoints import find_checkpoints
-from minitransformer.training.output import PICTURE, check_output_dir
+from minitransformer.training.output import check_output_dir
 
 SAMPLE_TOKENS = 200
 

@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from minitransformer.data.corpus import CORPUS
 from minitransformer.data.tokenizer import SPECIALS, save_tokenizer, start_id
+from minitransformer.system.file_names import CORPUS, GENERATION, RUN
 from minitransformer.system.files import write_json
 from minitransformer.training import Callback
-from minitransformer.training.output import GENERATION, RUN
 
 
 class RunFiles(Callback):

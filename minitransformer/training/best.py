@@ -11,15 +11,13 @@ import os
 import shutil
 
 from minitransformer.errors import InputError
-from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
+from minitransformer.system.file_names import BEST, CONFIG, WEIGHTS
 from minitransformer.system.files import (
     read_json,
     remove_folder,
     remove_temporary_files,
     write_folder_atomically,
 )
-
-BEST = "best"
 
 
 def validation_losses(history):

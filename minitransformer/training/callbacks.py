@@ -11,8 +11,9 @@ from minitransformer.errors import InputError
 from minitransformer.generation.sampling import generate
 from minitransformer.generation.streaming import stream_text
 from minitransformer.pretrained.model_folder import assign, read_values
+from minitransformer.system.file_names import BEST
 from minitransformer.system.files import write_folder_atomically
-from minitransformer.training.best import BEST, best_step, saved_step, validation_losses
+from minitransformer.training.best import best_step, saved_step, validation_losses
 
 
 class Callback:

@@ -17,10 +17,11 @@ import numpy as np
 
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import ChangedSettingError, InputError
-from minitransformer.pretrained.model_folder import CONFIG, assign, load_config, read_values
+from minitransformer.pretrained.model_folder import assign, load_config, read_values
 from minitransformer.pretrained.tensor_files import check_tensor, read_tensors, write_tensors
+from minitransformer.system.file_names import BEST, CONFIG
 from minitransformer.system.files import read_json, remove_folder, write_folder_atomically, write_json
-from minitransformer.training.best import BEST, best_step, keep_best_with, saved_step
+from minitransformer.training.best import best_step, keep_best_with, saved_step
 
 OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")

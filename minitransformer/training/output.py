@@ -3,19 +3,11 @@
 import contextlib
 import shutil
 
-from minitransformer.data.corpus import CORPUS
-from minitransformer.data.tokenizer import TOKENIZER
 from minitransformer.errors import InputError
-from minitransformer.pretrained.model_folder import CONFIG, WEIGHTS
+from minitransformer.system.file_names import BEST, CONFIG, METRICS, WEIGHTS, WRITTEN
 from minitransformer.system.files import remove_temporary_files
 from minitransformer.system.folders import lock_folder
-from minitransformer.training.best import BEST
 from minitransformer.training.checkpoints import find_checkpoints
-
-METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "training.png"
-GENERATION = "generation_config.json"
-OF_TOKENIZERS = TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"
-WRITTEN = (CONFIG, WEIGHTS, BEST, METRICS, RUN, PICTURE, CORPUS, GENERATION, *OF_TOKENIZERS)
 
 
 @contextlib.contextmanager
@@ -77,7 +69,7 @@ def _told(folder):
 
 def _written(folder):
     """Return the paths in ``folder`` that runs write: no other is ever removed."""
-    return [folder / name for name in WRITTEN if (folder / name).exists()] + find_checkpoints(folder)
+    return [folder / name for name in (*WRITTEN, BEST) if (folder / name).exists()] + find_checkpoints(folder)
 
 
 def _remove(paths):

@@ -12,7 +12,8 @@ from minitransformer.data.datasets import count_tokens, fingerprint
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import scores
 from minitransformer.functional import Key
-from minitransformer.pretrained.model_folder import CONFIG, save_model
+from minitransformer.pretrained.model_folder import save_model
+from minitransformer.system.file_names import CONFIG, METRICS
 from minitransformer.system.files import write_atomically
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training.best import put_best_back
@@ -24,7 +25,7 @@ from minitransformer.training.checkpoints import (
     save_checkpoint,
 )
 from minitransformer.training.optimisers import make_optimiser
-from minitransformer.training.output import METRICS, claim_folder
+from minitransformer.training.output import claim_folder
 from minitransformer.training.progress import ProgressBar
 from minitransformer.training.signals import catch_signals
 from minitransformer.training.step import train_step

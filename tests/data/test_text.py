@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitransformer.data import Text, text_files
+from minitransformer.data import Text
 from minitransformer.data import text as text_module
 from minitransformer.data.text import PIECE, open_text, sha256, split_text
 from minitransformer.data.text_files import find_texts
 from minitransformer.errors import InputError
-from minitransformer.training import output
-from minitransformer.training.best import BEST
+from minitransformer.recipes import load_recipe
+from minitransformer.recipes.run import train_recipe
+from minitransformer.system.file_names import WRITTEN
 
 HARD = "naïve\r\n\ttext\u2028\u0085 e\u0301 日本語 😀\r👩‍🚀\x00\x1c\n"
 
@@ -181,8 +182,11 @@ def test_texts_beside_a_model(folder, named):
     assert (folder / "deep" / "config.json" in texts) == (named != "*")
 
 
-def test_all_that_runs_write_is_known():
-    assert {*output.WRITTEN} - {BEST} == text_files.WRITTEN, "best is a folder with a model, known by that"
+def test_all_that_runs_write_is_known(tmp_path):
+    recipe = load_recipe("sort", ["max_steps=1", "layers=1", "heads=1", "width=8"])
+    train_recipe(recipe, tmp_path)
+    of_others = {"special_tokens_map.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*WRITTEN, "checkpoint-1"} - of_others
 
 
 def test_paths_from_where_one_stands(trained_in, monkeypatch):

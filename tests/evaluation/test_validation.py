@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minitransformer.data import TASKS, Sequences, python_corpus, text_corpus
-from minitransformer.data.corpus import CORPUS
 from minitransformer.errors import InputError
 from minitransformer.evaluation.validation import load_validation
+from minitransformer.system.file_names import CORPUS
 
 TEXT = "naïve\r\n\ttext\u2028 😀\n" * 20
 

@@ -16,7 +16,7 @@ from minitransformer.inspection.plots import drawing, plot_positions
 from minitransformer.recipes import load_recipe, run
 from minitransformer.recipes.progress import Display
 from minitransformer.recipes.run import train_recipe
-from minitransformer.training.output import PICTURE
+from minitransformer.system.file_names import PICTURE
 
 # an old matplotlib with a new pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
