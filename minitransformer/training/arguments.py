@@ -15,7 +15,7 @@ AT_LEAST_ONE = (
     "eval_steps",
     "save_steps",
 )
-# what may differ when a run is continued: how long it goes on, and what is told and kept of it
+# settings that may change when a run is resumed: its length, its output, which checkpoints are kept
 MAY_CHANGE = (
     *("output_dir", "overwrite_output_dir", "disable_tqdm"),
     *("max_steps", "num_train_epochs", "save_steps", "save_total_limit"),
@@ -31,21 +31,21 @@ class TrainingArguments:
     are ``max_steps`` of them, or, if that is −1, as many as ``num_train_epochs`` passes over the data take.
     ``lr_scheduler_type`` is ``"constant"``, ``"linear"``, ``"cosine"`` or ``"inverse_sqrt"``, each after
     ``warmup_steps``; ``min_learning_rate`` is where ``linear`` and ``cosine`` end. ``optim`` is ``"adamw"``,
-    or ``"sgd"`` with ``momentum``. ``max_grad_norm`` 0 means no clipping. Every ``eval_steps`` a fixed
-    sample of the validation data is judged, every ``save_steps`` a checkpoint written; the newest
+    or ``"sgd"`` with ``momentum``. ``max_grad_norm`` 0 means no clipping. Every ``eval_steps`` the loss on a
+    fixed sample of the validation data is computed, every ``save_steps`` a checkpoint is written; the newest
     ``save_total_limit`` of them are kept, all if None. With ``load_best_model_at_end`` the run ends with the
-    weights of the lowest validation loss. With ``overwrite_output_dir`` a start removes the run that the
-    output folder holds (what a run writes, nothing else), where it is otherwise refused; going on with a run
-    never does. ``disable_tqdm`` leaves out the progress bar. Impossible values raise InputError.
+    weights of the lowest validation loss. With ``overwrite_output_dir`` a new run first removes from the
+    output folder what an earlier run wrote, and nothing else; without it such a folder is refused. Resuming
+    removes nothing. ``disable_tqdm`` omits the progress bar. Impossible values raise InputError.
 
-    A finished run goes on when it is resumed with a larger ``max_steps``. The learning rate of every step is
-    a function of the step and of ``max_steps``: from there on it is what a run of the new length would have
-    had, so after ``"linear"`` or ``"cosine"`` had come down it is higher again. ``"constant"`` and
-    ``"inverse_sqrt"`` do not depend on the length: such a run ends as if it had been the longer one at once.
+    A finished run continues when it is resumed with a larger ``max_steps``. The learning rate of a step is a
+    function of the step and of ``max_steps``, and so from there on that of a run of the new length: where
+    ``"linear"`` or ``"cosine"`` had ended at their minimum, it is higher again. ``"constant"`` and
+    ``"inverse_sqrt"`` do not depend on the length: the run ends as if it had had the new length all along.
 
-    What differs there: ``max_steps`` 0 trains nothing instead of meaning "by epochs"; ``"constant"`` warms
-    up too; warming up rises in ``warmup_steps`` + 1 equal steps, as nanoGPT does; ``"cosine"`` takes a
-    minimum; and some defaults.
+    Differences from Hugging Face's: ``max_steps`` 0 trains nothing instead of meaning "by epochs";
+    ``"constant"`` warms up too; warming up takes ``warmup_steps`` + 1 equal steps, as in nanoGPT;
+    ``"cosine"`` has a minimum; and some defaults.
     """
 
     output_dir: str = "trainer_output"
@@ -100,17 +100,17 @@ class TrainingArguments:
 
     @property
     def rows(self):
-        """The examples of one step."""
+        """The number of examples per step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def steps_for(self, dataset):
-        """Return how many steps a training on ``dataset`` has."""
+        """Return the number of training steps on ``dataset``."""
         if self.max_steps >= 0:
             return self.max_steps
         return math.ceil(self.num_train_epochs * dataset.batches_per_epoch(self.rows))
 
     def learning_rate_at(self, step, steps):
-        """Return the learning rate of ``step``, counted from 0, of ``steps`` in all."""
+        """Return the learning rate of ``step`` (from 0) in a run of ``steps``."""
         return scheduled_learning_rate(
             self.lr_scheduler_type,
             step,
@@ -121,7 +121,7 @@ class TrainingArguments:
         )
 
     def check_continues(self, earlier):
-        """Raise ChangedSettingError unless a run of the settings ``earlier`` (a dictionary) can go on so."""
+        """Raise ChangedSettingError unless a run with the settings ``earlier`` can be resumed with these."""
         for name, value in asdict(self).items():
             if name not in MAY_CHANGE and earlier.get(name, value) != value:
                 raise ChangedSettingError(

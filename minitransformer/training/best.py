@@ -1,8 +1,8 @@
-"""The folder ``best`` of a run: the model of the lowest validation loss, and of which step that is.
+"""The folder ``best`` of a run: the model of the lowest validation loss, and the step that it is from.
 
-It lies outside of checkpoints and outlives them, so each checkpoint has the ``best`` of its time within it
-(links to the same files, where the disk has links). A run that goes on from a checkpoint gets that one back:
-a better model of a future that was given up is not its own.
+It is kept when older checkpoints are removed. Each checkpoint contains a copy as of its own step (hard links
+to the same files, where the file system has them). A run that is resumed from a checkpoint restores that
+copy, because ``best`` may be from a later step, which the resumed run has not made yet.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def validation_losses(history):
 
 
 def best_step(history):
-    """Return the step of the lowest validation loss, the last of equals; None if nothing was judged."""
+    """Return the step of the lowest validation loss, the last of equal ones; None without any."""
     best = min(validation_losses(history), default=None)
     steps = [line["step"] for line in history if line["val_loss"] is not None and line["val_loss"] == best]
     return steps[-1] if steps else None
@@ -43,36 +43,36 @@ def saved_step(folder):
     return None
 
 
-def keep_best_with(checkpoint, output_dir, history):
-    """Put the best model of the run in ``output_dir`` into the folder ``checkpoint``, if it has been kept."""
+def copy_best_to(checkpoint, output_dir, history):
+    """Copy the best model of the run in ``output_dir`` into the folder ``checkpoint``, if there is one."""
     best = output_dir / BEST
     if saved_step(best) is not None and saved_step(best) == best_step(history):
         _link(best, checkpoint / BEST)
 
 
-def put_best_back(output_dir, checkpoint, history):
-    """Let ``best`` be what it was when ``checkpoint`` (None: there is none) was written.
+def restore_best(output_dir, checkpoint, history):
+    """Restore ``best`` as it was when ``checkpoint`` was written; None stands for the start of the run.
 
-    Checkpoints of earlier versions hold none; ``best`` may stay then if it is that of the right step.
+    Checkpoints of earlier versions contain no copy; then ``best`` is kept if its step is the right one.
     """
     best = output_dir / BEST
     remove_temporary_files(best)
     kept = None if checkpoint is None else checkpoint / BEST
     if kept is not None and kept.is_dir():
-        if not _same(best, kept):
+        if not _are_same(best, kept):
             with write_folder_atomically(best) as temporary:
                 _link(kept, temporary)
     elif saved_step(best) is not None and saved_step(best) != best_step(history):
         remove_folder(best)
 
 
-def _same(folder, other):
+def _are_same(folder, other):
     files = [(folder / name, other / name) for name in (CONFIG, WEIGHTS)]
     return all(path.exists() and filecmp.cmp(path, theirs, shallow=False) for path, theirs in files)
 
 
 def _link(source, destination):
-    """Let ``destination`` hold the files of ``source``, which are replaced and never written to."""
+    """Link the files of ``source`` in ``destination``: files here are replaced, never written to."""
     destination.mkdir(exist_ok=True)
     for path in source.iterdir():
         if path.is_dir():
@@ -80,5 +80,5 @@ def _link(source, destination):
             continue
         try:
             os.link(path, destination / path.name)
-        except OSError:  # this disk has no links
+        except OSError:  # this file system has no hard links
             shutil.copy2(path, destination / path.name)

@@ -1,7 +1,7 @@
-"""Callbacks: what is done beside the training, at its start, after a step, an evaluation, a save, at its end.
+"""Callbacks: actions at the start and the end of a training, and after a step, an evaluation or a save.
 
-What a callback has to remember it reads from ``trainer.history``, the lines of the metrics: so a run that
-is continued goes on as if it had never stopped.
+Callbacks that depend on earlier steps read ``trainer.history``, the lines of the metrics, instead of keeping
+state: so a resumed run continues as if it had never stopped.
 """
 
 import itertools
@@ -17,28 +17,28 @@ from minitransformer.training.best import best_step, saved_step, validation_loss
 
 
 class Callback:
-    """The moments at which a callback is called; all of them do nothing here."""
+    """The methods that the trainer calls; here all of them do nothing."""
 
     def on_train_begin(self, trainer):
-        """Training is about to start, or to go on after ``trainer.step`` steps."""
+        """Training is about to start, or to be resumed after ``trainer.step`` steps."""
 
     def on_step_end(self, trainer, result):
         """A step was made; ``result`` is its ``StepResult``."""
 
     def on_log(self, trainer, line):
-        """``line`` was added to ``trainer.history`` and to the metrics."""
+        """``line`` (a dictionary) was added to ``trainer.history`` and to the metrics file."""
 
     def on_evaluate(self, trainer, line):
-        """The line has a ``val_loss``."""
+        """``line`` was added, and it has a ``val_loss``."""
 
     def on_save(self, trainer, folder):
-        """The model is being saved to ``folder``: more files may be added."""
+        """The model is being saved to ``folder``; other files may be written there."""
 
     def on_train_end(self, trainer):
         """The last step is done; the model is about to be saved."""
 
     def on_train_exit(self, trainer):
-        """Training is over, however it ended: also after an error."""
+        """Training has ended, normally or by an error."""
 
 
 class EarlyStopping(Callback):
@@ -48,15 +48,15 @@ class EarlyStopping(Callback):
         self.patience, self.threshold = patience, threshold
 
     def on_train_begin(self, trainer):
-        """Stop again if the run had been stopped."""
-        _check_judged(self, trainer)
-        self._look(trainer)
+        """Stop at once if the resumed run had been stopped."""
+        _check_has_validation(self, trainer)
+        self._stop_if_due(trainer)
 
     def on_evaluate(self, trainer, line):
-        """Stop if it is time."""
-        self._look(trainer)
+        """Stop if the loss has not improved for long enough."""
+        self._stop_if_due(trainer)
 
-    def _look(self, trainer):
+    def _stop_if_due(self, trainer):
         best, waited = float("inf"), 0
         for loss in validation_losses(trainer.history):
             if loss < best - self.threshold:
@@ -77,18 +77,18 @@ class KeepBest(Callback):
         self.load_at_end = load_at_end
 
     def on_train_begin(self, trainer):
-        """See that there is something to judge by, and forget the best step of an earlier end."""
-        _check_judged(self, trainer)
+        """Check that there is validation data; discard the best step that a resumed run had ended with."""
+        _check_has_validation(self, trainer)
         trainer.settings = {name: value for name, value in trainer.settings.items() if name != "best_step"}
 
     def on_evaluate(self, trainer, line):
-        """Save the model if none was better."""
+        """Save the model if it has the lowest loss so far."""
         if line["step"] == best_step(trainer.history):
             with write_folder_atomically(trainer.output_dir / BEST) as temporary:
                 trainer.save_model(temporary)
 
     def on_train_end(self, trainer):
-        """Put the best weights back."""
+        """Load the best weights, if ``load_at_end``."""
         step, folder = best_step(trainer.history), trainer.output_dir / BEST
         if not self.load_at_end or step is None:
             return
@@ -104,15 +104,18 @@ class KeepBest(Callback):
 
 
 class Samples(Callback):
-    """Lets the model write after every evaluation: ``show(text)`` is given the text of the ids ``prompt``, as
-    the tokenizer decodes it, and what the model wrote after it."""
+    """Generates a text after every evaluation and calls ``show(text)`` with it.
+
+    The text is the prompt (the token ids ``prompt``), followed by up to ``max_new_tokens`` that are drawn at
+    ``temperature``.
+    """
 
     def __init__(self, tokenizer, prompt, show, max_new_tokens=200, temperature=0.8):
         self.tokenizer, self.prompt, self.show = tokenizer, list(prompt), show
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
     def on_evaluate(self, trainer, line):
-        """Write a sample; the same step always writes the same."""
+        """Show a sample; the same step always has the same one."""
         ids = generate(
             trainer.model,
             self.prompt,
@@ -124,12 +127,12 @@ class Samples(Callback):
         special = {
             index for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
         }
-        shown = itertools.dropwhile(special.__contains__, self.prompt)  # they only say where text begins
+        shown = itertools.dropwhile(special.__contains__, self.prompt)  # which only mark where a text begins
         self.show("".join(stream_text(self.tokenizer, shown, ids)))
 
 
-def _check_judged(callback, trainer):
+def _check_has_validation(callback, trainer):
     if trainer.eval_dataset is None:
         raise InputError(
-            f"{type(callback).__name__} goes by the validation loss; give the trainer an eval_dataset"
+            f"{type(callback).__name__} needs a validation loss; give the trainer an eval_dataset"
         )

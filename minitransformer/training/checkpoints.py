@@ -1,10 +1,9 @@
-"""Checkpoints of a run: folders ``checkpoint-STEP``, each whole or not there.
+"""Checkpoints of a run: folders ``checkpoint-STEP``, written atomically.
 
-One holds the model as any model folder does, ``optimizer.safetensors`` (the moments, by the name of their
-parameter), ``trainer_state.json``, with the SHA-256 of its content as the tensors have theirs, and, of a run
-that keeps its best model, that of its time in ``best``. What comes next in a run is a function of its seed
-and its step (data, dropout), so with the step the state of all random numbers and the place in the data are
-known.
+Each contains the model, as any model folder does; ``optimizer.safetensors``, the optimiser's moments by the
+names of their parameters; ``trainer_state.json``, with the SHA-256 of its content; and, if the run keeps its
+best model, a copy of that in ``best``. The examples and the dropout masks of a step are functions of the seed
+and the step, so no state of random generators or of the data is stored.
 """
 
 import hashlib
@@ -21,14 +20,14 @@ from minitransformer.pretrained.model_folder import assign, load_config, read_va
 from minitransformer.pretrained.tensor_files import check_tensor, read_tensors, write_tensors
 from minitransformer.system.file_names import BEST, CONFIG
 from minitransformer.system.files import read_json, remove_folder, write_folder_atomically, write_json
-from minitransformer.training.best import best_step, keep_best_with, saved_step
+from minitransformer.training.best import best_step, copy_best_to, saved_step
 
 OPTIMISER, STATE = "optimizer.safetensors", "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def find_checkpoints(output_dir):
-    """Return the checkpoint folders in ``output_dir``, the oldest step first."""
+    """Return the checkpoint folders in ``output_dir`` by step, ascending."""
     found = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = NAME.fullmatch(folder.name)
@@ -41,33 +40,33 @@ def save_checkpoint(output_dir, model, optimiser, state, save_model):
     """Write a checkpoint after ``state["step"]`` steps; ``save_model(folder)`` writes the model into it."""
     with write_folder_atomically(Path(output_dir) / f"checkpoint-{state['step']}") as temporary:
         save_model(temporary)
-        write_tensors(temporary / OPTIMISER, _moments(model, optimiser))
-        write_json(temporary / STATE, {**state, "sha256": _digest(state)})
-        keep_best_with(temporary, Path(output_dir), state["log_history"])
+        write_tensors(temporary / OPTIMISER, _collect_moments(model, optimiser))
+        write_json(temporary / STATE, {**state, "sha256": _hash(state)})
+        copy_best_to(temporary, Path(output_dir), state["log_history"])
 
 
 def load_checkpoint(folder, model, optimiser, args, datasets=None):
-    """Bring ``model`` and ``optimiser`` to where they were, and return the state that was saved.
+    """Load ``model`` and ``optimiser`` from the checkpoint ``folder``; return the saved state, a dictionary.
 
-    ``datasets`` are the fingerprints of what the run learns from, by their names. Raises InputError if
-    anything in the folder is damaged or belongs to another model, ChangedSettingError if ``args`` or the
-    datasets cannot continue it; nothing has changed then.
+    ``datasets`` are the fingerprints of the run's data sets by name. Raises InputError if anything in the
+    folder is damaged or belongs to another model, ChangedSettingError if the run cannot be continued with
+    ``args`` or these data sets; model and optimiser are unchanged then.
     """
     state, values, moments = _read(folder, model, optimiser, args)
     _check_same_data(state.get("datasets"), datasets or {})
     xp = array_module(model.flat.values)
     assign(model, values)
-    for name, parameter, moment in _parts(model, optimiser):
+    for name, parameter, moment in _iterate_moments(model, optimiser):
         moment[...] = xp.asarray(moments[name]).reshape(parameter.size)
     optimiser.steps = state["step"]
     return state
 
 
 def remove_old_checkpoints(output_dir, step, model, optimiser, args):
-    """Remove the oldest checkpoints, so that of those up to ``step`` ``args.save_total_limit`` are left.
+    """Remove the oldest checkpoints, so that ``args.save_total_limit`` of those up to ``step`` remain.
 
-    Raises InputError, and removes nothing, if that of ``step`` cannot be read back in full. Any of later
-    steps are damaged, or the run would have gone on from them.
+    Raises InputError and removes nothing if the checkpoint of ``step`` cannot be read. Checkpoints of later
+    steps are not counted: they are damaged, else the run would have been resumed from them.
     """
     newest = Path(output_dir) / f"checkpoint-{step}"
     old = list(takewhile(lambda folder: folder != newest, find_checkpoints(output_dir)))
@@ -84,7 +83,7 @@ def find_last_checkpoint(output_dir):
 
 
 def find_model_folder(folder):
-    """Return ``folder``, or the last checkpoint in it if it is that of a run that has not ended."""
+    """Return the last checkpoint in ``folder`` if that is of an unfinished run, otherwise ``folder``."""
     last = find_last_checkpoint(folder)
     return Path(folder) if last is None or (Path(folder) / CONFIG).exists() else last
 
@@ -113,7 +112,7 @@ def _read(folder, model, optimiser, args):
 
 
 def _check_same_data(recorded, datasets):
-    """Checkpoints of earlier versions have no record: whatever is given then will do."""
+    """Raise ChangedSettingError unless ``datasets`` are those ``recorded``, which earlier versions lack."""
     for name, fingerprint in datasets.items() if isinstance(recorded, dict) else ():
         if recorded.get(name, fingerprint) != fingerprint:
             raise ChangedSettingError(
@@ -125,7 +124,7 @@ def _check_same_data(recorded, datasets):
 def _read_state(path):
     state = read_json(path)
     recorded = state.pop("sha256", None)
-    if recorded is not None and recorded != _digest(state):
+    if recorded is not None and recorded != _hash(state):
         raise InputError(f"{path} is damaged: its content does not match the SHA-256 it was saved with")
     types = {"step": int, "loss_sum": float, "loss_count": int, "args": dict, "log_history": list}
     for name, expected in types.items():
@@ -144,26 +143,27 @@ def _read_state(path):
     return state
 
 
-def _digest(state):
+def _hash(state):
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _parts(model, optimiser):
-    """Yield name, parameter and part of the moment, for every moment of every parameter."""
+def _iterate_moments(model, optimiser):
+    """Yield the name, the parameter and the array of every moment of every parameter."""
     for moment in optimiser.moments:
         for path, parameter in model.parameters().items():
             yield f"{moment}.{path}", parameter, getattr(optimiser, moment)[parameter.part]
 
 
-def _moments(model, optimiser):
+def _collect_moments(model, optimiser):
+    """Return the moments of every parameter by name, on the host, in the parameters' shapes."""
     return {
         name: np.ascontiguousarray(to_numpy(moment).reshape(parameter.shape))
-        for name, parameter, moment in _parts(model, optimiser)
+        for name, parameter, moment in _iterate_moments(model, optimiser)
     }
 
 
 def _read_moments(path, model, optimiser):
-    shapes = {name: parameter.shape for name, parameter, _ in _parts(model, optimiser)}
+    shapes = {name: parameter.shape for name, parameter, _ in _iterate_moments(model, optimiser)}
     dtype = model.flat.values.dtype.name
 
     def check(header):

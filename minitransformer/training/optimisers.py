@@ -6,11 +6,14 @@ import numpy as np
 
 from minitransformer.arrays import aligned_zeros, array_module
 
-CHUNK = 2**15  # entries: the five buffers of a chunk stay in a core's second-level cache
+CHUNK = 2**15  # entries: the five buffers of a chunk fit in a core's second-level cache
 
 
 class Optimiser:
-    """What optimisers share: state in flat buffers named by ``moments``, and the walk over the parameters."""
+    """The base class of optimisers: state in flat buffers, named by ``moments``, and a loop over parameters.
+
+    A step calls ``update`` for chunks of the flat buffers in which all parameters have the same settings.
+    """
 
     moments = ()
 
@@ -22,7 +25,7 @@ class Optimiser:
         self.steps = 0
 
     def step(self, learning_rate, gradient_scale=1.0):
-        """Update all values by their gradients times ``gradient_scale`` (the clipping factor)."""
+        """Update all parameters; ``gradient_scale``, the clipping factor, multiplies the gradients."""
         self.steps += 1
         xp = array_module(self.flat.values)
         for run in self.flat.runs:
@@ -38,7 +41,7 @@ class SGD(Optimiser):
 
         m ← μ m + g + λ w,   w ← w − η m
 
-    The decay λ applies to the parameters that were declared with it.
+    The decay λ applies to the parameters that are declared with it.
     """
 
     moments = ("first_moment",)
@@ -62,7 +65,7 @@ class AdamW(Optimiser):
         m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
         w ← w − η (m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε) + λ w)
 
-    The decay λ applies to the parameters that were declared with it: by default matrices and tables, not
+    The decay λ applies to the parameters that are declared with it: by default matrices and tables, not
     biases and gains.
     """
 
@@ -106,9 +109,9 @@ def global_norm(model):
 
 
 def clip_factor(norm, max_norm):
-    """Return what gradients of global norm ``norm`` are multiplied by so that it is at most ``max_norm``.
+    """Return the factor that scales gradients of global norm ``norm`` to a norm of at most ``max_norm``.
 
-    Pascanu et al., arXiv 1211.5063; with PyTorch's 1e-6 in the denominator. A ``max_norm`` of 0 is no limit.
+    Pascanu et al., arXiv 1211.5063; with PyTorch's 1e-6 in the denominator. ``max_norm`` 0 means no limit.
     """
     return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
@@ -117,7 +120,7 @@ OPTIMISERS = ("adamw", "sgd")
 
 
 def make_optimiser(model, args):
-    """Return the optimiser that ``args`` (``TrainingArguments``) ask for."""
+    """Return the optimiser that ``args`` (``TrainingArguments``) name, for the parameters of ``model``."""
     if args.optim == "sgd":
         return SGD(model, args.momentum, args.weight_decay)
     return AdamW(model, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)

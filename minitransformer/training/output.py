@@ -1,4 +1,4 @@
-"""The output folder of a run: claimed at its start, and left as it was found if nothing came of that."""
+"""The output folder of a run: claimed at its start, and restored if the run ends before its first step."""
 
 import contextlib
 import shutil
@@ -12,30 +12,30 @@ from minitransformer.training.checkpoints import find_checkpoints
 
 @contextlib.contextmanager
 def claim_folder(folder, resuming, overwriting=False):
-    """Make ``folder`` if need be and hold it for this process; yield what undoes the start.
+    """Make ``folder`` if it does not exist, and lock it for this process; yield a function that undoes this.
 
-    Called, that removes what a run has written there since, and the folder if it was made here. Raises
-    InputError as ``check_output_dir`` does, or if another process has the folder, and OSError if it can't be
-    made.
+    The function removes what a run has written there since, and the folder if it was made here. Raises
+    InputError as ``check_output_dir`` does, or if another process has locked the folder, and OSError if it
+    cannot be made.
     """
     check_output_dir(folder, resuming, overwriting)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _told(folder):
+    with _explain_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        check_output_dir(folder, resuming, overwriting)  # another process may have been here meanwhile
+        check_output_dir(folder, resuming, overwriting)  # again: another process may have started a run
         remove_temporary_files(folder)
         if overwriting and not resuming:
-            _remove(_written(folder))
-        before = _written(folder)
-        with _told(folder):
+            _remove(_find_written(folder))
+        before = _find_written(folder)
+        with _explain_errors(folder):
             (folder / METRICS).touch(exist_ok=resuming)
 
         def undo():
             remove_temporary_files(folder)
-            _remove(path for path in _written(folder) if path not in before)
+            _remove(path for path in _find_written(folder) if path not in before)
             for path in made:
-                with contextlib.suppress(OSError):  # somebody has put something there
+                with contextlib.suppress(OSError):  # it is not empty
                     path.rmdir()
 
         yield undo
@@ -51,14 +51,14 @@ def check_output_dir(folder, resuming, overwriting=False):
         signs = CONFIG, WEIGHTS, METRICS, f"{BEST}/{WEIGHTS}"
         if any((folder / name).exists() for name in signs) or find_checkpoints(folder):
             raise InputError(
-                f"{folder} holds another run; go on with it by --resume (resume_from_checkpoint=True), "
+                f"{folder} holds another run; continue it with --resume (resume_from_checkpoint=True), "
                 "replace it by overwrite_output_dir=true, or choose another output_dir"
             )
 
 
 @contextlib.contextmanager
-def _told(folder):
-    """Say what an OSError in the block means for ``folder``."""
+def _explain_errors(folder):
+    """Raise an OSError of the block again with a message about ``folder``."""
     try:
         yield
     except FileExistsError:
@@ -67,8 +67,8 @@ def _told(folder):
         raise OSError(f"cannot write to {folder}: {error.strerror}; choose another output_dir") from None
 
 
-def _written(folder):
-    """Return the paths in ``folder`` that runs write: no other is ever removed."""
+def _find_written(folder):
+    """Return the paths in ``folder`` that runs write; no others are ever removed."""
     return [folder / name for name in (*WRITTEN, BEST) if (folder / name).exists()] + find_checkpoints(folder)
 
 

@@ -10,15 +10,15 @@ from minitransformer.system.progress import make_progress_bar
 from minitransformer.system.terminal import fit_lines, format_duration
 from minitransformer.training.callbacks import Callback
 
-# seconds, where there is no bar: a line no sooner after another, and none later if there is anything to say
+# seconds between two lines, where there is no bar
 SHORTEST_SILENCE, LONGEST_SILENCE = 10, 60
 
 
 class ProgressBar(Callback):
-    """Shows a run on standard output; where that is no terminal, lines without the bar.
+    """Shows a run on standard output: a bar, and a line for every evaluation.
 
-    There a line tells every hundredth of the run that it goes on, but not sooner than 10 seconds after
-    another, nor later than a minute.
+    Where standard output is not a terminal, lines replace the bar: one per hundredth of the run, but at
+    least 10 seconds and at most a minute apart.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class ProgressBar(Callback):
             TextColumn("left"),
         )
         self.task, self.shown_loss, self.speed = None, None, ""
-        self.began, self.told = (0.0, 0), (0.0, 0)  # when, and after which step
+        self.began, self.told = (0.0, 0), (0.0, 0)  # the time and the step of the start and of the last line
         self.best_speed, self.warned = 0.0, False
 
     def on_train_begin(self, trainer):
@@ -49,16 +49,16 @@ class ProgressBar(Callback):
             self.progress.start()
 
     def on_step_end(self, trainer, result):
-        """Move the bar, or say now and then how far the run is."""
+        """Advance the bar, or print a line if one is due."""
         earlier = result.loss if self.shown_loss is None else self.shown_loss
         self.shown_loss = 0.9 * earlier + 0.1 * result.loss
         state = f"loss {self.shown_loss:.3f}{self.speed}"
         self.progress.update(self.task, completed=trainer.step, state=f"{state} ·")
         if not self.console.is_terminal and trainer.step < trainer.max_steps:
-            self._tell(trainer, state)
+            self._print_if_due(trainer, state)
 
     def on_log(self, trainer, line):
-        """Remember how fast it was."""
+        """Record the speed."""
         if line["tokens_per_second"] is not None:
             self.speed = f", {line['tokens_per_second']:,.0f} tokens/s"
 
@@ -67,30 +67,30 @@ class ProgressBar(Callback):
         train = "" if line["train_loss"] is None else f"training loss {line['train_loss']:.4f}, "
         speed = self.speed if line["tokens_per_second"] else ""
         self.say(f"\nstep {line['step']}: {train}validation loss {line['val_loss']:.4f}{speed}", "bold")
-        self.warn_of_company(line["tokens_per_second"] or 0)
+        self.warn_if_slowed(line["tokens_per_second"] or 0)
         self.told = time.monotonic(), trainer.step
 
     def on_train_exit(self, trainer):
-        """Take the bar away."""
+        """Remove the bar."""
         if self.console.is_terminal:
             self.progress.stop()
 
-    def warn_of_company(self, speed):
-        """Say it once if the run has become much slower: NumPy's threads wait for one that has to wait."""
+    def warn_if_slowed(self, speed):
+        """Print a warning, once, if ``speed`` is below a third of the best: other processes are running."""
         self.best_speed = max(self.best_speed, speed)
         if speed < self.best_speed / 3 and speed and not self.warned:
             self.warned = True
             self.say(
-                "(The machine is busy with something else, and NumPy's threads wait for each other; "
-                "a run started with OPENBLAS_NUM_THREADS=1 hardly minds.)"
+                "(Other processes use the processors, and NumPy's threads wait for each other; "
+                "a run started with OPENBLAS_NUM_THREADS=1 is slowed much less.)"
             )
 
     def say(self, text, style="", indent=0):
-        """Print ``text``, on a terminal with lines that fit it; see ``fit_lines``."""
+        """Print ``text``, wrapped to the width of a terminal; see ``fit_lines``."""
         self.console.print(Text(fit_lines(text, self.console, indent), style=style))
 
-    def _tell(self, trainer, state):
-        """Print a line about ``state`` if there was none for long enough."""
+    def _print_if_due(self, trainer, state):
+        """Print a line with ``state`` if enough time or steps have passed since the last one."""
         now = time.monotonic()
         (then, step), (began, first) = self.told, self.began
         silence, share = now - then, (trainer.step - step) / trainer.max_steps

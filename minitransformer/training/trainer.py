@@ -1,4 +1,4 @@
-"""The trainer: steps, evaluations, metrics and checkpoints, in an order that can be stopped and continued."""
+"""The trainer: steps, evaluations, metrics and checkpoints of a run, which can be stopped and resumed."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from minitransformer.pretrained.model_folder import save_model
 from minitransformer.system.file_names import CONFIG, METRICS
 from minitransformer.system.files import write_atomically
 from minitransformer.system.memory import reuse_freed_memory
-from minitransformer.training.best import put_best_back
+from minitransformer.training.best import restore_best
 from minitransformer.training.callbacks import KeepBest
 from minitransformer.training.checkpoints import (
     find_checkpoints,
@@ -57,10 +57,10 @@ class Trainer:
     """Trains ``model`` on ``train_dataset`` as ``args`` (``TrainingArguments``) say.
 
     ``args.output_dir`` then holds the model, ``metrics.jsonl`` (an object for every logged step) and
-    ``checkpoint-STEP`` folders. ``eval_dataset`` is what the model is judged by: a fixed sample of it every
-    ``eval_steps`` and at the end. ``callbacks`` are told what happens, and so is a ``ProgressBar``, unless
-    one is among them or ``args.disable_tqdm`` is True. ``settings`` are recorded in the ``config.json`` of
-    everything saved.
+    ``checkpoint-STEP`` folders. ``eval_dataset`` is the validation data: the loss is computed on a fixed
+    sample of it every ``eval_steps`` and at the end. The methods of ``callbacks`` are called as ``Callback``
+    says; a ``ProgressBar`` is added unless one is among them or ``args.disable_tqdm`` is True. ``settings``
+    are recorded in the ``config.json`` of every saved model.
     """
 
     def __init__(self, model, args, train_dataset, eval_dataset=None, callbacks=None, settings=None):
@@ -81,19 +81,19 @@ class Trainer:
     def train(self, resume_from_checkpoint=False):
         """Train to the end, save the model to ``args.output_dir``, and return a ``TrainOutput``.
 
-        With ``resume_from_checkpoint`` the run in that folder goes on from its newest checkpoint that is
-        whole, or starts if there is none, and ends bit for bit as if it had never stopped (on the same
-        CPU, with the same libraries and threads; a GPU adds some gradients in no fixed order).
+        With ``resume_from_checkpoint`` the run in that folder continues from its newest undamaged checkpoint,
+        or starts if there is none, and ends bit for bit as if it had never stopped (on the same CPU, with the
+        same libraries and number of threads; a GPU adds some gradients in no fixed order).
 
-        Raises Stopped, a KeyboardInterrupt, after Ctrl-C or SIGTERM: the step is finished and saved.
-        Raises InputError for examples that the model can't learn from and for a folder that holds another
-        run, and DivergedError as soon as a loss is no longer finite: the checkpoints then are from before.
-        Whatever ends a run before its first step, the folder is left as it was found.
+        Raises Stopped, a KeyboardInterrupt, after Ctrl-C or SIGTERM, once the step is finished and saved;
+        InputError for examples that the model cannot be trained on and for a folder that holds another run;
+        and DivergedError as soon as a loss is not finite: all checkpoints are from before. If a run ends
+        before its first step, the folder is restored as it was.
         """
         if not isinstance(resume_from_checkpoint, bool):
             raise InputError(
                 f"resume_from_checkpoint is {resume_from_checkpoint!r}; expected True or False: it is always "
-                "the newest whole checkpoint in output_dir that is resumed"
+                "the newest undamaged checkpoint in output_dir that is resumed"
             )
         started = time.perf_counter()
         self._begin()
@@ -113,7 +113,7 @@ class Trainer:
                 if self.step == 0 and self._saved_step is None:
                     undo()
                 raise
-        return self._output(time.perf_counter() - started)
+        return self._make_output(time.perf_counter() - started)
 
     def evaluate(self, eval_dataset=None):
         """Return ``val_loss`` and ``perplexity`` over all of ``eval_dataset``, or of the trainer's own."""
@@ -130,16 +130,16 @@ class Trainer:
         return Prediction(*scores.predict(self.model, test_dataset), self.evaluate(test_dataset))
 
     def save_model(self, output_dir):
-        """Write the model to the folder ``output_dir``, with what the callbacks add."""
+        """Write the model to the folder ``output_dir``, with the files that the callbacks add."""
         self.callback("on_save", output_dir)
         save_model(self.model, output_dir, {**self.settings, "step": self.step})
 
     def stop(self):
-        """Let the step that is being made be the last."""
+        """End the run after the current step."""
         self._stopping = True
 
     def callback(self, moment, *arguments):
-        """Tell all callbacks of ``moment``, the name of a method of ``Callback``."""
+        """Call the method ``moment`` of all callbacks with the trainer and ``arguments``."""
         for callback in self.callbacks:
             getattr(callback, moment)(self, *arguments)
 
@@ -153,13 +153,13 @@ class Trainer:
         self.step, self.history = 0, []
         self._loss_sum, self._loss_count = 0.0, 0  # since the last line of the history
         self._tokens, self._seconds = 0, 0.0
-        self._first_step, self._examples = 0, 0  # of this call
+        self._first_step, self._examples = 0, 0  # of this call of train
         self._saved_step = None  # of the newest checkpoint
         self._saved_is_unproven = False  # until the loss of its weights is known to be finite
         self._stopping, self._signal = False, None
 
     def _check_data(self):
-        """Raise InputError for what would stop the run at some step: whatever is known before is said now."""
+        """Raise InputError now for data that would end the run at some step."""
         rows = self.args.rows
         if self.train_dataset.batches_per_epoch(rows) < 1:
             raise InputError("train_dataset has no examples")
@@ -179,9 +179,9 @@ class Trainer:
             raise InputError(f"{name}: {error}") from None
 
     def _run(self):
-        """Make the steps that are left, and leave the model in the output folder."""
+        """Make the remaining steps, and save the model to the output folder."""
         self._first_step = self.step
-        (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end: not that of this run
+        (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end of this run
         self._write_history()
         try:
             self.callback("on_train_begin")
@@ -192,11 +192,11 @@ class Trainer:
             self.callback("on_train_end")
             self.save_model(self.output_dir)
         except DivergedError as error:
-            raise DivergedError(f"{error}; {self._kept()}") from None
+            raise DivergedError(f"{error}; {self._describe_saved()}") from None
         finally:
             self.callback("on_train_exit")
 
-    def _output(self, seconds):
+    def _make_output(self, seconds):
         total, before = self._loss_sum, 0
         for line in self.history:
             total += (line["train_loss"] or 0.0) * (line["step"] - before)
@@ -238,7 +238,7 @@ class Trainer:
             if self.step % self.args.save_steps == 0:
                 self._save()
         if self.step == 0 and self._signal is not None:
-            return  # nothing was trained that could be lost
+            return  # nothing was trained
         if self._saved_step != self.step:
             self._save()
         if self._signal is None:
@@ -284,14 +284,14 @@ class Trainer:
         try:
             save_checkpoint(self.output_dir, self.model, self.optimiser, state, self.save_model)
         except OSError as error:
-            raise OSError(f"{error}, while step {self.step} was saved; {self._kept()}") from None
+            raise OSError(f"{error}, while step {self.step} was saved; {self._describe_saved()}") from None
         self._saved_step, self._saved_is_unproven = self.step, True
 
     def _remove_superseded_checkpoints(self):
-        """Remove the checkpoints beyond ``save_total_limit``, if the newest has just proved to be usable.
+        """Remove the checkpoints beyond ``save_total_limit``, if one has been written since the last call.
 
-        It does so when the next step has a finite loss, which is that of the saved weights, or when the run
-        ends with it; until then an older one may be the last that a run can go on from.
+        Called after a step and at the end of the run, not when a checkpoint is written: only the next step
+        shows that the loss of its weights is finite. Until then an older one may be the last usable.
         """
         if not self._saved_is_unproven:
             return
@@ -322,16 +322,16 @@ class Trainer:
             if damaged:
                 raise InputError(f"no checkpoint in {self.output_dir} can be resumed: {'; '.join(damaged)}")
             folder = None
-        put_best_back(self.output_dir, folder, self.history)
+        restore_best(self.output_dir, folder, self.history)
         for problem in damaged:
             warnings.warn(f"{problem}; resuming after step {self.step}", stacklevel=3)
 
     def _write_history(self):
-        """Make the metrics file say what the history says, and no more."""
+        """Write the metrics file anew from the history: it may have lines of steps after the checkpoint."""
         with write_atomically(self.output_dir / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
 
-    def _kept(self):
+    def _describe_saved(self):
         if self._saved_step is None:
             return "nothing was saved yet"
         return f"{self.output_dir} keeps the checkpoint of step {self._saved_step}"

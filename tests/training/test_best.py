@@ -199,7 +199,7 @@ def test_an_extended_run_goes_on_with_the_rates_of_the_longer_one(tmp_path, pret
 def test_what_goes_by_the_validation_loss_says_that_there_is_none(tmp_path, callback):
     trainer = tiny_trainer(tmp_path / "run")
     trainer = Trainer(trainer.model, trainer.args, windows(), callbacks=[callback])
-    with pytest.raises(InputError, match=f"{type(callback).__name__} goes by the validation loss; give"):
+    with pytest.raises(InputError, match=f"{type(callback).__name__} needs a validation loss; give"):
         trainer.train()
     assert names(tmp_path) == []
 

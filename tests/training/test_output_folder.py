@@ -82,7 +82,7 @@ def test_a_validation_loss_that_is_no_number_is_divergence(tmp_path, monkeypatch
 def test_a_folder_that_holds_another_run_is_refused_and_stays_as_it_is(tmp_path):
     tiny_trainer(tmp_path / "run").train()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="holds another run; go on with it by --resume"):
+    with pytest.raises(InputError, match="holds another run; continue it with --resume"):
         tiny_trainer(tmp_path / "run", seed=1).train()
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
