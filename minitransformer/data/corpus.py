@@ -17,7 +17,7 @@ TRAIN_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Corpus:
-    """``Text`` to train on and to validate with, and ``source``: where it came from, for the record."""
+    """A ``Text`` to train on, one to validate with, and ``source``, a record of where they are from."""
 
     train: Text
     validation: Text
@@ -25,10 +25,10 @@ class Corpus:
 
 
 def python_corpus():
-    """Return the source of this Python's standard library, its tests left out.
+    """Return the source of this Python's standard library, without its tests.
 
-    Only files of plain ASCII are taken, which are nearly all; one in twenty, chosen by a hash of its path
-    and so the same on every machine, is for validation.
+    Only ASCII files are taken, which are nearly all. One file in twenty is for validation, chosen by a hash
+    of its path and so the same on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
     parts = {"train": [], "validation": []}
@@ -59,9 +59,9 @@ def python_corpus():
 
 
 def text_corpus(*paths):
-    """Return the text of the files, folders and patterns ``paths``, one document a file, each file once.
+    """Return the text of the files, folders and patterns ``paths``, one document per file, each file once.
 
-    The first nine tenths of its characters are to train on, the rest is for validation.
+    The first nine tenths of its characters are for training, the rest is for validation.
     """
     found = [find_texts(path) for path in paths]
     files = {file.resolve(): file for texts, _ in found for file in texts}
@@ -75,7 +75,7 @@ def text_corpus(*paths):
 
 
 def load_corpus(recipe_name, kind, data=()):
-    """Return the corpus ``kind`` of a recipe, or that of the texts ``data`` if any are given."""
+    """Return the corpus ``kind`` of the recipe ``recipe_name``, or of the texts ``data`` if any are given."""
     if data:
         return text_corpus(*data)
     if kind == "python":

@@ -1,15 +1,15 @@
-"""Long words cut for learning: to learn pairs takes time by the square of a word's length.
+"""Long words are divided before a tokenizer is trained: the time for a word is quadratic in its length.
 
-Text without spaces (DNA, base64, a table of digits) is one word to a tokenizer's pre-tokenization: of 200 kB
-of DNA the library learns for 12 seconds, of 2 MB a hundred times as long; cut, for 0.2 and 2 seconds. Only
-learning sees the cuts: the tokenizer that comes of it cuts nothing.
+Text without spaces (DNA, base64, a table of digits) is one word to a tokenizer's pre-tokenization: training
+on 200 kB of DNA takes 12 seconds and on 2 MB a hundred times as long; divided into shorter words, 0.2 and 2
+seconds. Only training sees the divided words: the trained tokenizer divides nothing.
 """
 
 import re
 
-LONGEST = 256  # characters of a word that are learned from together
+LONGEST = 256  # characters of a word
 
-# what pre-tokenizers take for one word, about: GPT-2's a run of letters, of digits, of other signs or of
+# about what a pre-tokenizer takes for one word: GPT-2's a run of letters, of digits, of other signs or of
 # spaces; BERT's a run of anything but spaces and signs
 LONG_WORDS = {
     kind: re.compile("|".join(rf"(?<!{sign}){sign}{{{LONGEST + 1},}}" for sign in signs))
@@ -21,9 +21,9 @@ LONG_WORDS = {
 
 
 def cut_long_words(pieces, kind):
-    """Yield the strings ``pieces`` in parts, no word of which is longer than ``LONGEST``.
+    """Yield the strings ``pieces``, divided so that no word is longer than ``LONGEST``.
 
-    ``kind`` is the tokenizer, ``"bpe"`` or ``"wordpiece"``; text of shorter words comes as it was.
+    ``kind`` is the tokenizer, ``"bpe"`` or ``"wordpiece"``.
     """
     for piece in pieces:
         start = 0

@@ -30,7 +30,8 @@ def sort_task():
     A quarter of the 729 examples is for validation.
     """
     prompts = ["".join(digits) for digits in product("012", repeat=6)]
-    return _task(prompts, ["".join(sorted(prompt)) for prompt in prompts], validation_count=len(prompts) // 4)
+    answers = ["".join(sorted(prompt)) for prompt in prompts]
+    return _make_task(prompts, answers, validation_count=len(prompts) // 4)
 
 
 def addition_task():
@@ -40,11 +41,11 @@ def addition_task():
     """
     pairs = list(product(range(100), repeat=2))
     prompts = [f"{first:02}{second:02}" for first, second in pairs]
-    return _task(prompts, [f"{first + second:03}" for first, second in pairs], validation_count=1000)
+    return _make_task(prompts, [f"{first + second:03}" for first, second in pairs], validation_count=1000)
 
 
-def _task(prompts, answers, validation_count):
-    """Return the task of continuing each prompt by its answer; only the answer is predicted."""
+def _make_task(prompts, answers, validation_count):
+    """Return the task of continuing each prompt with its answer; only answers are predicted."""
     tokenizer = character_tokenizer(prompts)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(prompts))
     examples = []

@@ -1,4 +1,4 @@
-"""Text that lies in files and is read piece by piece: a corpus may be larger than memory."""
+"""Text in files, read piece by piece: a corpus may be larger than memory."""
 
 import codecs
 import hashlib
@@ -14,7 +14,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-WHERE_LOW = {
+LOW_BYTES = {
     "utf-16le": (0, 1, 0, 1),
     "utf-16be": (1, 0, 1, 0),
     "utf-32le": (0, 1, 1, 1),
@@ -24,28 +24,28 @@ HEAD, FEWEST_BYTES, LOW, TOLERANCE = 1024, 16, 9, 0.2
 
 
 class Text:
-    """The text of ``spans``, each (path, first byte, byte after the last) and a document of its own."""
+    """The text of ``spans``, tuples (path, first byte, byte after the last), each one document."""
 
     def __init__(self, spans):
         self.spans = [(Path(path), start, stop) for path, start, stop in spans]
 
     @property
     def byte_count(self):
-        """The UTF-8 bytes of all documents together."""
+        """The number of UTF-8 bytes of all documents."""
         return sum(stop - start for _, start, stop in self.spans)
 
     def documents(self):
-        """Yield each document as an iterator over its pieces, strings of about a mebibyte."""
+        """Yield every document as an iterator over its pieces, strings of about a mebibyte."""
         for span in self.spans:
-            yield _decoded(*span)
+            yield _decode(*span)
 
     def pieces(self):
-        """Yield the pieces of all documents, one after the other."""
+        """Yield the pieces of all documents in order."""
         for document in self.documents():
             yield from document
 
     def read(self, characters=None):
-        """Return the whole text, or about its first ``characters``, as one string."""
+        """Return the text, or its first ``characters``, as one string."""
         parts, length = [], 0
         for piece in self.pieces():
             parts.append(piece)
@@ -56,7 +56,7 @@ class Text:
 
 
 def sha256(*texts):
-    """Return the SHA-256 of ``texts``, one after the other, as UTF-8."""
+    """Return the SHA-256 of the UTF-8 bytes of ``texts`` in order."""
     digest = hashlib.sha256()
     for text in texts:
         for piece in text.pieces():
@@ -65,24 +65,25 @@ def sha256(*texts):
 
 
 def open_text(files):
-    """Return the text of ``files``, without byte order marks; raise InputError if all are empty.
+    """Return the text of ``files`` without byte order marks.
 
-    Raises InputError for UTF-16 and UTF-32. What else is not UTF-8 is found when it is read.
+    Raises InputError if all of them are empty, or for UTF-16 and UTF-32. Other files that are not UTF-8 raise
+    it when they are read.
     """
     sizes = [(file, file.stat().st_size) for file in files]
-    spans = [(file, _start(file), size) for file, size in sizes if size]
-    spans = [span for span in spans if span[1] < span[2]]  # an empty file among others harms nobody
+    spans = [(file, _find_start(file), size) for file, size in sizes if size]
+    spans = [span for span in spans if span[1] < span[2]]  # a byte order mark alone
     if not spans:
         raise InputError(f"{files[0]} is empty; expected text")
     return Text(spans)
 
 
 def split_text(text, characters):
-    """Return the first ``characters`` of ``text``, and the rest."""
+    """Return the first ``characters`` of ``text`` and the rest of it, two ``Text``."""
     first, rest, remaining = [], [], characters
     for path, start, stop in text.spans:
         place = start
-        for piece in _decoded(path, start, stop) if remaining else ():
+        for piece in _decode(path, start, stop) if remaining else ():
             taken = piece[:remaining]
             remaining -= len(taken)
             place += len(taken.encode("utf-8"))
@@ -95,7 +96,7 @@ def split_text(text, characters):
     return Text(first), Text(rest)
 
 
-def _decoded(path, start, stop):
+def _decode(path, start, stop):
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         file.seek(start)
@@ -118,11 +119,11 @@ def _decoded(path, start, stop):
                 yield piece
 
 
-def _start(path):
-    """Return how many bytes stand before the text of a file: those of a byte order mark."""
+def _find_start(path):
+    """Return the number of bytes before the text of a file: those of a byte order mark."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    encoding = _wide_encoding(head)
+    encoding = _detect_wide_encoding(head)
     if encoding is not None:
         name = shlex.quote(str(path))
         raise InputError(
@@ -132,11 +133,11 @@ def _start(path):
     return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
 
 
-def _wide_encoding(head):
-    """Return the encoding of a file that begins with ``head`` if it has several bytes for every letter.
+def _detect_wide_encoding(head):
+    """Return the encoding, UTF-16 or UTF-32, of a file that begins with the bytes ``head``, or None.
 
-    Without a byte order mark it is known by where the bytes lie that are next to zero, as the higher ones are
-    in most scripts, and which UTF-8 has none of.
+    Without a byte order mark it is recognised by the places of bytes close to zero: in most scripts the
+    higher bytes of a character are, and UTF-8 has none.
     """
     for mark, encoding in MARKS:
         if head.startswith(mark):
@@ -145,7 +146,7 @@ def _wide_encoding(head):
     if len(head) < FEWEST_BYTES:
         return None
     low = [sum(byte < LOW for byte in head[place::4]) / (len(head) // 4) for place in range(4)]
-    for encoding, expected in WHERE_LOW.items():
+    for encoding, expected in LOW_BYTES.items():
         if all(abs(share - one) < TOLERANCE for share, one in zip(low, expected, strict=True)):
             return encoding
     return None

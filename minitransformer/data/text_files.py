@@ -1,4 +1,4 @@
-"""Which files are text: those of a folder or a pattern, but not what this program has written there."""
+"""Finds the text files of a folder or a pattern, without the files that this program has written there."""
 
 import functools
 import glob
@@ -14,20 +14,21 @@ PICTURES = {".png", ".pdf", ".jpg", ".webp"}  # none of which is UTF-8; an .svg 
 
 
 def find_texts(path):
-    """Return the sorted files that ``path`` names, and what was left out because programs write it.
+    """Return the sorted text files that ``path`` names, and the files and folders that were left out.
 
-    ``path`` is a file, which is always taken, a folder (all in it), or a pattern (``*``). Left out are
-    pictures, and folders in which a model or a run lies. A folder with a run that is named itself may hold
-    texts beside it: there the files are left out that a run writes.
+    ``path`` is a file, which is always taken, a folder, of which all files are, or a pattern (``*``). Left
+    out are pictures and folders that contain a model or a run. If ``path`` itself is such a folder, only the
+    files that a run writes are left out.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         return [path], []
     is_output = functools.cache(_is_output)
-    top = path if path.is_dir() else _before_the_signs(path)
+    top = path if path.is_dir() else _find_fixed_part(path)
 
-    def written(file):
-        """Return the outermost folder of a program that ``file`` lies in, or ``file`` if it is one's own."""
+    def find_output(file):
+        """Return the outermost folder of a model or run that contains ``file``, ``file`` if it is itself
+        written by a program, or None."""
         *folders, _ = (top / part for part in file.relative_to(top).parents)
         own = (
             TEMPORARY_NAME.fullmatch(file.name)
@@ -36,14 +37,14 @@ def find_texts(path):
         )
         return next(filter(is_output, reversed(folders)), file if own else None)
 
-    sources = {file: written(file) for file in _named(path)}
+    sources = {file: find_output(file) for file in _list_files(path)}
     texts = [file for file, output in sources.items() if output is None]
     if not texts:
-        raise InputError(_nothing_found(path, bool(sources)))
+        raise InputError(_describe_nothing_found(path, bool(sources)))
     return texts, sorted(set(sources.values()) - {None})
 
 
-def _nothing_found(path, written):
+def _describe_nothing_found(path, written):
     apart = ", apart from models, runs and pictures" if written else ""
     if path.is_dir():
         return f"the folder {path} holds no files{apart}; expected text files"
@@ -51,12 +52,12 @@ def _nothing_found(path, written):
 
 
 def is_pattern(path):
-    """Return True if ``path`` may name several files."""
+    """Return True if ``path`` is a pattern, which may match several files."""
     return any(sign in str(path) for sign in SIGNS)
 
 
-def _named(path):
-    """Return the sorted files in a folder, hidden ones left out, or those that match a pattern."""
+def _list_files(path):
+    """Return the sorted files in a folder, without hidden ones, or those that match a pattern."""
     if not path.is_dir():
         matches = {Path(match) for match in glob.glob(str(path), recursive=True)}
         return sorted(file for file in matches if file.is_file())
@@ -67,13 +68,13 @@ def _named(path):
     return sorted(file for file in files if file.is_file())
 
 
-def _before_the_signs(pattern):
-    """Return the folder in which everything lies that matches ``pattern``."""
+def _find_fixed_part(pattern):
+    """Return the folder that contains everything that ``pattern`` matches."""
     return next(folder for folder in pattern.parents if not is_pattern(folder))
 
 
 def _is_output(folder):
-    """Return True if a model lies in ``folder``, or a run that has none yet."""
+    """Return True if ``folder`` contains a model, or a run that has none yet."""
     if (folder / WEIGHTS).exists():
         return True
     begun = any((folder / name).exists() for name in (RUN, CONFIG))

@@ -1,4 +1,4 @@
-"""Token files: a text as token ids in a file, made once and then mapped into memory."""
+"""Token files: the token ids of a text in a file, written once and then mapped into memory."""
 
 import contextlib
 import hashlib
@@ -14,27 +14,26 @@ from minitransformer.system.cache import CACHE_HINT, make_cache_folder
 from minitransformer.system.files import remove_temporary_files, write_atomically
 from minitransformer.system.folders import lock_folder
 
-FORMAT = 1  # of what is written; another number makes all files anew
+FORMAT = 1  # of token files; with another number all are written anew
 HEADER = 128  # bytes of a .npy header
 
 
 def token_file(text, tokenizer, progress=lambda done, total: None):
-    """Return the ids of the ``Text`` ``text`` as an array that is read from a file, piece by piece, when
-    used.
+    """Return the ids of the ``Text`` ``text``, an array mapped from a file in the cache folder.
 
-    The file lies in the cache folder, named by the content of the text and the tokenizer: it is written once
-    and found again. Between documents stands the tokenizer's separator, if it has one. ``progress`` is called
-    with the bytes of text done and their number. Raises OSError where the cache can't be written.
+    The file is named by a hash of the text and the tokenizer: it is written once and found again. Documents
+    are separated by the tokenizer's separator, if it has one. ``progress`` is called with the number of bytes
+    of text done and their total. Raises OSError if the cache cannot be written.
     """
-    identity = f"{FORMAT} {sha256(text)} {_documents(text, tokenizer)} {tokenizer.to_str()}"
+    identity = f"{FORMAT} {sha256(text)} {_describe_documents(text, tokenizer)} {tokenizer.to_str()}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     path = make_cache_folder("tokens") / f"{name}.npy"
-    with contextlib.suppress(InputError):  # damaged or not there: made now
+    with contextlib.suppress(InputError):  # damaged or missing: written below
         return open_tokens(path)
     try:
         with lock_folder(path.parent, wait=True):
             remove_temporary_files(path.parent)
-            with contextlib.suppress(InputError):  # another process has made it meanwhile
+            with contextlib.suppress(InputError):  # another process may have written it meanwhile
                 return open_tokens(path)
             with write_atomically(path) as temporary:
                 write_tokens(temporary, text, tokenizer, progress)
@@ -46,7 +45,7 @@ def token_file(text, tokenizer, progress=lambda done, total: None):
 
 
 def open_tokens(path):
-    """Return the token ids in the ``.npy`` file ``path``, mapped: memory is taken as they are read."""
+    """Return the token ids in the ``.npy`` file ``path``, mapped into memory."""
     try:
         with warnings.catch_warnings(action="error"):
             tokens = np.lib.format.open_memmap(path, mode="r")
@@ -58,11 +57,11 @@ def open_tokens(path):
 
 
 def write_tokens(path, text, tokenizer, progress=lambda done, total: None):
-    """Write the ids of ``text`` to the ``.npy`` file ``path``, never holding more than a piece of it."""
+    """Write the ids of ``text`` to the ``.npy`` file ``path``, with one piece of it in memory at a time."""
     dtype = np.min_scalar_type(max(id_count(tokenizer) - 1, 0))
     separator, count, done = separator_id(tokenizer), 0, 0
 
-    def told(document):
+    def report(document):
         nonlocal done
         for piece in document:
             yield piece
@@ -75,19 +74,19 @@ def write_tokens(path, text, tokenizer, progress=lambda done, total: None):
             if number and separator is not None:
                 file.write(np.array([separator], dtype).tobytes())
                 count += 1
-            for ids in encode_pieces(tokenizer, told(document)):
+            for ids in encode_pieces(tokenizer, report(document)):
                 file.write(ids.astype(dtype).tobytes())
                 count += len(ids)
         file.seek(0)
-        file.write(_header(count, dtype))
+        file.write(_make_header(count, dtype))
 
 
-def _documents(text, tokenizer):
-    """Return what of the division into documents the tokens depend on."""
+def _describe_documents(text, tokenizer):
+    """Return the lengths of the documents if the tokens depend on them: if there is a separator."""
     return "" if separator_id(tokenizer) is None else [stop - start for _, start, stop in text.spans]
 
 
-def _header(count, dtype):
+def _make_header(count, dtype):
     buffer = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(buffer, description)

@@ -12,20 +12,20 @@ from minitransformer.system.file_names import TOKENIZER, TOKENIZER_CONFIG
 from minitransformer.system.files import write_atomically, write_json
 
 KINDS = ("characters", "bpe", "wordpiece")
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's: stands between documents
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's separator of documents
 WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's
-SPECIALS = {  # by the names that transformers has for them
+SPECIALS = {  # by their names in transformers
     "bos_token": END_OF_TEXT,
     "eos_token": END_OF_TEXT,
     **{f"{token.strip('[]').lower()}_token": token for token in WORDPIECE_SPECIALS},
 }
-INSIDE = "##"  # begins WordPiece's tokens that do not begin a word
+INSIDE = "##"  # WordPiece's prefix of tokens inside a word
 CHUNK = 2**14  # characters encoded at a time: bounds the library's memory
 CHUNKS = 8
-LONGEST_WORD = 2**20  # characters: what is longer is no word, and may be cut anywhere
+LONGEST_WORD = 2**20  # characters; longer words are divided anywhere
 NEW_WORD = re.compile(r"(?<=\S)(?=[ \t\n\r])")
 
-# what splits text at NEW_WORD whatever stands around it, if nothing else than these was done before
+# pre-tokenizers that split text at every NEW_WORD, and normalizers that keep this true
 DROP_SPACES = pre_tokenizers.BertPreTokenizer, pre_tokenizers.Whitespace, pre_tokenizers.WhitespaceSplit
 KEEP_SPACES = normalizers.NFC, normalizers.NFD, normalizers.Lowercase
 CHANGE_SPACES = normalizers.NFKC, normalizers.NFKD, normalizers.StripAccents, normalizers.BertNormalizer
@@ -34,12 +34,12 @@ CHANGE_SPACES = normalizers.NFKC, normalizers.NFKD, normalizers.StripAccents, no
 def train_tokenizer(kind, vocabulary_size, text, progress=lambda done, total: None):
     """Return a tokenizer for the ``Text`` ``text``: ``"characters"``, ``"bpe"`` or ``"wordpiece"``.
 
-    ``"bpe"`` is GPT-2's byte-level pair encoding (Sennrich et al., arXiv 1508.07909): any text comes back
-    exactly. ``"wordpiece"`` is BERT's, in lower case. Both learn ``vocabulary_size`` tokens, fewer if the
-    text has no more. ``progress`` is called with the bytes read and their number.
+    ``"bpe"`` is GPT-2's byte-level pair encoding (Sennrich et al., arXiv 1508.07909), which decodes any text
+    exactly. ``"wordpiece"`` is BERT's, in lower case. Both have ``vocabulary_size`` tokens, or fewer if the
+    text does not have more. ``progress`` is called with the number of bytes read and their total.
     """
     if kind == "characters":
-        return character_tokenizer(_told(text, progress))
+        return character_tokenizer(_report(text, progress))
     if kind == "bpe":
         return _train_bpe(vocabulary_size, text, progress)
     if kind == "wordpiece":
@@ -52,44 +52,44 @@ def character_tokenizer(pieces):
     found = set()
     for piece in [pieces] if isinstance(pieces, str) else pieces:
         found.update(piece)
-    # a byte-pair model without merges leaves every character as it is
+    # a byte-pair model without merges encodes every character by itself
     tokenizer = Tokenizer(models.BPE({character: index for index, character in enumerate(sorted(found))}, []))
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
 def encode(tokenizer, text):
-    """Return the ids of ``text``, an int64 array; raise InputError for characters it does not know.
+    """Return the ids of ``text``, an int64 array; raise InputError for characters without a token.
 
-    They are those of the text alone: whatever ``tokenizer`` was told for a call or a model (see ``plain``),
-    nothing is cut off, filled up or put around it.
+    They are the ids of the text alone: settings of ``tokenizer`` for truncation, padding and special tokens
+    around a text are ignored (see ``strip_call_settings``).
     """
     return np.concatenate([np.empty(0, np.int64), *encode_pieces(tokenizer, [text])])
 
 
 def encode_pieces(tokenizer, pieces):
-    """Yield the ids of a text that comes in strings, ``pieces``, as int64 arrays of some ten thousand.
+    """Yield the ids of the text whose consecutive parts are ``pieces``, as int64 arrays of some ten thousand.
 
-    A tokenizer that may make a token across two words is given the whole text at once.
+    If ``tokenizer`` may have tokens across words, the whole text is encoded at once.
     """
-    tokenizer = plain(tokenizer)
-    known, anywhere = _known_characters(tokenizer), is_character_level(tokenizer)
+    tokenizer = strip_call_settings(tokenizer)
+    known, anywhere = _find_known_characters(tokenizer), is_character_level(tokenizer)
     if not (anywhere or _splits_at_new_words(tokenizer)):
         text = "".join(pieces)
         _check_known(tokenizer, known, text)
-        yield from _encoded(tokenizer, [text])
+        yield from _encode_chunks(tokenizer, [text])
         return
     rest = ""
     for piece in pieces:
         _check_known(tokenizer, known, piece)
-        *chunks, rest = _chunks(rest + piece, anywhere)
-        yield from _encoded(tokenizer, chunks)
-    yield from _encoded(tokenizer, [rest])
+        *chunks, rest = _divide(rest + piece, anywhere)
+        yield from _encode_chunks(tokenizer, chunks)
+    yield from _encode_chunks(tokenizer, [rest])
 
 
 def encode_bytes(tokenizer, content):
-    """Return the ids of any bytes, UTF-8 or not, by a byte-level tokenizer; ``decode_bytes`` goes back."""
-    ids, tokenizer = [], plain(tokenizer)
+    """Return the ids of any bytes, UTF-8 or not, by a byte-level tokenizer; inverse of ``decode_bytes``."""
+    ids, tokenizer = [], strip_call_settings(tokenizer)
     for part in re.split("([\udc80-\udcff])", content.decode("utf-8", "surrogateescape")):
         if "\udc80" <= part <= "\udcff" and len(part) == 1:
             ids.append(tokenizer.token_to_id(LETTERS[ord(part) - 0xDC00]))
@@ -99,17 +99,17 @@ def encode_bytes(tokenizer, content):
 
 
 def decode_bytes(tokenizer, ids):
-    """Return the bytes that ``ids`` of a byte-level tokenizer stand for, whole characters or not."""
-    return b"".join(_token_bytes(tokenizer, int(index)) for index in ids)
+    """Return the bytes of ``ids`` of a byte-level tokenizer, which may be parts of characters."""
+    return b"".join(_decode_token(tokenizer, int(index)) for index in ids)
 
 
 def token_byte_count(tokenizer, index):
-    """Return how many bytes of UTF-8 text the token ``index`` stands for; a special token stands for none."""
+    """Return the number of UTF-8 bytes of the token ``index``; 0 for a special token."""
     added = tokenizer.get_added_tokens_decoder().get(index)
     if added is not None:
         return 0 if added.special else len(added.content.encode("utf-8"))
     if is_byte_level(tokenizer):
-        return len(_token_bytes(tokenizer, index))
+        return len(_decode_token(tokenizer, index))
     token = tokenizer.decode([index])
     if isinstance(tokenizer.decoder, decoders.WordPiece):
         token = token.removeprefix(INSIDE)
@@ -117,42 +117,42 @@ def token_byte_count(tokenizer, index):
 
 
 def is_character_level(tokenizer):
-    """Return True if every token is one character and nothing else is done: text may be cut anywhere."""
+    """Return True if every token is one character of the text, which may then be divided anywhere."""
     steps = tokenizer.normalizer, tokenizer.pre_tokenizer
     return steps == (None, None) and all(len(token) == 1 for token in tokenizer.get_vocab())
 
 
 def is_byte_level(tokenizer):
-    """Return True if the letters of a token stand for bytes, as in GPT-2."""
+    """Return True if the letters of a token represent bytes, as in GPT-2."""
     return isinstance(tokenizer.decoder, decoders.ByteLevel)
 
 
 def is_reversible(tokenizer):
-    """Return True if any text comes back from its tokens as it was."""
+    """Return True if decoding the tokens of a text returns that text, for any text."""
     known = all(tokenizer.token_to_id(letter) is not None for letter in LETTERS)
     return tokenizer.normalizer is None and (
-        (is_byte_level(tokenizer) and known) or _known_characters(tokenizer) is not None
+        (is_byte_level(tokenizer) and known) or _find_known_characters(tokenizer) is not None
     )
 
 
 def id_count(tokenizer):
-    """Return one more than the largest id: how many rows a table needs that has one for every token."""
+    """Return the number of ids, one more than the largest: the rows that an embedding table needs."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def separator_id(tokenizer):
-    """Return the token that stands between documents; None if the tokenizer has none."""
+    """Return the id of the token between documents, or None if the tokenizer has none."""
     return tokenizer.token_to_id(END_OF_TEXT)
 
 
 def start_id(tokenizer):
-    """Return the token that a text without a prompt starts after: a separator, a newline, or else token 0."""
+    """Return the id of the token that precedes a text without a prompt: separator, newline, or else 0."""
     starts = (separator_id(tokenizer), tokenizer.token_to_id("\n"), 0)
     return next(index for index in starts if index is not None)
 
 
 def load_tokenizer(folder):
-    """Return the tokenizer of a trained model's ``folder`` (its ``tokenizer.json``), as ``plain`` does."""
+    """Return the tokenizer in a trained model's ``folder``, without its call settings."""
     path = Path(folder) / TOKENIZER
     if not path.is_file():
         raise InputError(f"{path} is missing; a trained model's folder holds one")
@@ -160,7 +160,7 @@ def load_tokenizer(folder):
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path} is not a tokenizer file: {error}") from None
-    _forget(tokenizer)
+    _clear_call_settings(tokenizer)
     return tokenizer
 
 
@@ -181,13 +181,12 @@ def load_matching_tokenizer(folder, vocabulary_size):
 def save_tokenizer(tokenizer, folder, context_length):
     """Write ``tokenizer`` to ``folder``, so that ``AutoTokenizer`` of ``transformers`` gives the same ids.
 
-    Beside ``tokenizer.json`` that takes ``tokenizer_config.json``: without it ``transformers`` rebuilds what
-    it reads into the tokenizer that models of this type usually have. ``context_length`` tokens are the
-    longest text that it lets pass without a warning.
+    Without ``tokenizer_config.json`` beside ``tokenizer.json``, ``transformers`` would convert it to the
+    usual tokenizer of models of this type. It warns of texts longer than ``context_length`` tokens.
     """
     folder = Path(folder)
     with write_atomically(folder / TOKENIZER) as temporary:
-        temporary.write_text(plain(tokenizer).to_str(pretty=True), encoding="utf-8")
+        temporary.write_text(strip_call_settings(tokenizer).to_str(pretty=True), encoding="utf-8")
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -199,34 +198,34 @@ def save_tokenizer(tokenizer, folder, context_length):
     write_json(folder / TOKENIZER_CONFIG, settings)
 
 
-def plain(tokenizer):
-    """Return ``tokenizer`` without what makes more or less of a text than its tokens, or a copy without it.
+def strip_call_settings(tokenizer):
+    """Return ``tokenizer``, or a copy if it has settings that change a text's tokens in some calls.
 
-    ``transformers`` leaves the truncation and padding of its last call in a tokenizer, and in its file;
-    post-processors put special tokens around a text; dropout makes its tokens random.
+    ``transformers`` leaves the truncation and padding of its last call in a tokenizer and in its file;
+    post-processors add special tokens around a text; dropout makes its tokens random.
     """
-    told = tokenizer.truncation, tokenizer.padding, tokenizer.post_processor
-    if told != (None, None, None) or tokenizer.encode_special_tokens or _sampling(tokenizer.model):
+    settings = tokenizer.truncation, tokenizer.padding, tokenizer.post_processor
+    if settings != (None, None, None) or tokenizer.encode_special_tokens or _find_sampling(tokenizer.model):
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        _forget(tokenizer)
+        _clear_call_settings(tokenizer)
     return tokenizer
 
 
-def _forget(tokenizer):
+def _clear_call_settings(tokenizer):
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.post_processor = None
-    for name in _sampling(tokenizer.model):
+    for name in _find_sampling(tokenizer.model):
         setattr(tokenizer.model, name, None)
 
 
-def _sampling(model):
-    """Return the settings by which ``model`` draws among several ways to split a word."""
+def _find_sampling(model):
+    """Return the names of the settings by which ``model`` splits words at random."""
     return [name for name in ("dropout", "alpha", "nbest_size") if getattr(model, name, None) is not None]
 
 
-def _letters_of_bytes():
-    """Return GPT-2's letter for each byte: itself where it can be seen, else one from 256 on, in order."""
+def _make_byte_letters():
+    """Return GPT-2's letter for each byte: the visible ones themselves, the others from 256 on, in order."""
     seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
     letters, unseen = [], 0
     for byte in range(256):
@@ -235,11 +234,11 @@ def _letters_of_bytes():
     return letters
 
 
-LETTERS = _letters_of_bytes()
+LETTERS = _make_byte_letters()
 BYTES = {letter: bytes([byte]) for byte, letter in enumerate(LETTERS)}
 
 
-def _token_bytes(tokenizer, index):
+def _decode_token(tokenizer, index):
     token = tokenizer.id_to_token(index)
     if index in tokenizer.get_added_tokens_decoder():
         return token.encode("utf-8")
@@ -257,20 +256,20 @@ def _train_bpe(vocabulary_size, text, progress):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(cut_long_words(_told(text, progress), "bpe"), trainer)
+    tokenizer.train_from_iterator(cut_long_words(_report(text, progress), "bpe"), trainer)
     return tokenizer
 
 
 def _train_wordpiece(vocabulary_size, text, progress):
     """Read ``text`` twice: for its letters, then for its words.
 
-    The library numbers the letters inside words in an order that changes from run to run, and these numbers
-    decide between equally frequent pairs. Given in order, as if they were special tokens, they stay.
+    The library numbers the letters inside words in an order that differs between runs, and these numbers
+    decide between equally frequent pairs. Given as special tokens, the letters keep their order.
     """
-    letters = _wordpiece(_wordpiece_vocabulary(0, (), _told(text, progress, 0, 2)))
+    letters = _wordpiece(_wordpiece_vocabulary(0, (), _report(text, progress, 0, 2)))
     _check_enough(vocabulary_size, letters.get_vocab_size(), "a wordpiece tokenizer of this text")
     inside = sorted(token for token in letters.get_vocab() if token.startswith(INSIDE))
-    return _wordpiece(_wordpiece_vocabulary(vocabulary_size, inside, _told(text, progress, 1, 2)))
+    return _wordpiece(_wordpiece_vocabulary(vocabulary_size, inside, _report(text, progress, 1, 2)))
 
 
 def _wordpiece_vocabulary(size, first, pieces):
@@ -297,8 +296,8 @@ def _check_enough(vocabulary_size, least, what):
         raise InputError(f"vocabulary_size is {vocabulary_size}; {what} has at least {least} tokens")
 
 
-def _told(text, progress, before=0, times=1):
-    """Yield the pieces of ``text``, which was read ``before`` times and will be read ``times`` in all."""
+def _report(text, progress, before=0, times=1):
+    """Yield the pieces of ``text`` and call ``progress``; it has been read ``before`` of ``times`` times."""
     done = before * text.byte_count
     for piece in text.pieces():
         yield piece
@@ -306,10 +305,10 @@ def _told(text, progress, before=0, times=1):
         progress(done, times * text.byte_count)
 
 
-def _known_characters(tokenizer):
-    """Return the characters that a text may have, or None if others get a token too, or if that is unclear.
+def _find_known_characters(tokenizer):
+    """Return the characters that have a token, or None if all have one or if this is unknown.
 
-    A byte-pair model without a token for what is unknown passes over it in silence.
+    A byte-pair model without a token for unknown characters omits them without an error.
     """
     model = tokenizer.model
     if not isinstance(model, models.BPE) or model.unk_token or model.byte_fallback:
@@ -335,7 +334,7 @@ def _check_known(tokenizer, known, text):
 
 
 def _splits_at_new_words(tokenizer):
-    """Return True if no token lies across NEW_WORD, and a word has the same tokens at a text's beginning."""
+    """Return True if no token crosses NEW_WORD and words have the same tokens at the beginning of a text."""
     splitting, normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
     if isinstance(splitting, DROP_SPACES):
         harmless = *KEEP_SPACES, *CHANGE_SPACES
@@ -351,8 +350,8 @@ def _splits_at_new_words(tokenizer):
     return not any(token.rstrip or NEW_WORD.search(token.content) for token in added)
 
 
-def _chunks(text, anywhere):
-    """Cut ``text`` where no token can lie across; the last part may have to wait for what follows."""
+def _divide(text, anywhere):
+    """Divide ``text`` where no token crosses; the last part may have to be joined with the next text."""
     chunks, start = [], 0
     while len(text) - start > CHUNK:
         place = start + CHUNK
@@ -366,7 +365,7 @@ def _chunks(text, anywhere):
     return [*chunks, text[start:]]
 
 
-def _encoded(tokenizer, chunks):
+def _encode_chunks(tokenizer, chunks):
     for first in range(0, len(chunks), CHUNKS):
         batch = [chunk for chunk in chunks[first : first + CHUNKS] if chunk]
         for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):

@@ -1,1 +1,1 @@
-"""How good a model is: its loss over whole texts and tasks, in units that can be compared."""
+"""Evaluation: the loss of a model on validation data, in units that compare models, and its scores."""

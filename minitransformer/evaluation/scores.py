@@ -1,4 +1,4 @@
-"""Evaluation: the loss over a whole text or task, what it means in bits, and how many answers are right."""
+"""Scores: the loss over a text or a task, the bits per byte of a text, and the share of correct answers."""
 
 import lzma
 import math
@@ -11,20 +11,20 @@ from minitransformer.data.tokenizer import is_reversible, token_byte_count
 from minitransformer.dispatch import inference
 from minitransformer.functional import IGNORED
 
-SAMPLED_PLACES = 256  # evenly spread, always the same
-BATCH_TOKENS, BATCH_LOGITS = 2**13, 2**24  # at most, in one batch
-LARGEST_LOSS = 700  # nats: e to its power is still a float
-LARGEST_FOR_XZ = 2**26  # bytes: a minute of xz
+SAMPLED_PLACES = 256
+BATCH_TOKENS, BATCH_LOGITS = 2**13, 2**24  # the most in one batch
+LARGEST_LOSS = 700  # nats: e to the power of more is infinite in float64
+LARGEST_FOR_XZ = 2**26  # bytes: xz takes a minute
 
 
 def evaluate_text(model, tokenizer, tokens, text, progress=lambda done, total: None):
-    """Return how well ``model`` predicts a text, every token but the first of it once, as a dictionary.
+    """Return the scores of ``model`` on a text, a dictionary; every token but the first is predicted once.
 
-    ``tokens`` are the ids of the ``Text`` ``text``. They are cut into windows of the model's context length,
-    one after the other, the last one shorter. ``val_loss`` is in nats a token; ``bits_per_byte`` divides by
-    the UTF-8 bytes that were predicted and so compares models of different tokenizers (None for WordPiece,
-    which gives up case and spacing); ``xz_bits_per_byte`` is what ``xz -9`` needs for the same text (None
-    above 64 MiB). ``progress`` is called with the windows done and their number.
+    ``tokens`` are the ids of the ``Text`` ``text``. They are divided into contiguous windows of the model's
+    context length, the last one shorter. ``val_loss`` is in nats per token; ``bits_per_byte`` divides by the
+    number of UTF-8 bytes predicted and so compares models with different tokenizers (None for WordPiece,
+    which discards case and spacing); ``xz_bits_per_byte`` is the size of the text compressed by ``xz -9``
+    (None above 64 MiB). ``progress`` is called with the number of windows done and their total.
     """
     loss = whole_loss(model, TokenWindows(tokens, model.config.context_length), progress)
     predicted = len(tokens) - 1
@@ -34,21 +34,21 @@ def evaluate_text(model, tokenizer, tokens, text, progress=lambda done, total: N
         "val_loss": loss,
         "perplexity": perplexity(loss),
         "bits_per_byte": loss * predicted / math.log(2) / predicted_bytes if comparable else None,
-        "xz_bits_per_byte": _xz_bits_per_byte(text),
+        "xz_bits_per_byte": _compute_xz_bits_per_byte(text),
         "tokens": predicted,
         "bytes": predicted_bytes,
     }
 
 
 def evaluate_task(model, dataset, progress=lambda done, total: None, vocabulary_size=None):
-    """Return how well ``model`` solves the examples of ``dataset`` (``Sequences``), as a dictionary.
+    """Return the scores of ``model`` on the examples of ``dataset`` (``Sequences``), a dictionary.
 
-    ``exact_match`` is the share of examples whose whole answer comes out right when the likeliest token is
-    always taken, of those below ``vocabulary_size`` if that is given. One forward with the right answer in
-    place tells: the first token that goes wrong is the same either way.
+    ``exact_match`` is the share of examples whose whole answer is correct when the likeliest token (below
+    ``vocabulary_size``, if given) is always taken. One forward over the correct answer decides this: up to
+    the first wrong token, generation would have had the same input.
     """
     correct, places = 0, dataset.places()
-    for done, targets, logits in _forwards(model, dataset, places):
+    for done, targets, logits in _iterate_logits(model, dataset, places):
         right = (logits[..., :vocabulary_size].argmax(axis=-1) == targets) | (targets == IGNORED)
         correct += int(right.all(axis=1).sum())
         progress(done, len(places))
@@ -63,28 +63,28 @@ def evaluate_task(model, dataset, progress=lambda done, total: None, vocabulary_
 
 
 def predict(model, dataset):
-    """Return the logits (N, T, V) for every example of ``dataset``, and its targets (N, T), on the host.
+    """Return the logits (N, T, V) and the targets (N, T) of every example of ``dataset``, on the host.
 
-    Where examples have unequal lengths, what pads them has logits 0 and the target −100.
+    Padding of examples of unequal lengths has logits 0 and the target −100.
     """
-    parts = [(logits, targets) for _, targets, logits in _forwards(model, dataset, dataset.places())]
+    parts = [(logits, targets) for _, targets, logits in _iterate_logits(model, dataset, dataset.places())]
     length = max(targets.shape[1] for _, targets in parts)
-    padded = [_padded(logits, length, 0) for logits, _ in parts]
-    return np.concatenate(padded), np.concatenate([_padded(targets, length, IGNORED) for _, targets in parts])
+    padded = [_pad(logits, length, 0) for logits, _ in parts]
+    return np.concatenate(padded), np.concatenate([_pad(targets, length, IGNORED) for _, targets in parts])
 
 
 def whole_loss(model, dataset, progress=lambda done, total: None):
-    """Return the mean loss in nats a token over all of ``dataset``; ``progress`` as in ``evaluate_text``."""
+    """Return the mean loss in nats per token over ``dataset``; ``progress`` as in ``evaluate_text``."""
     return mean_loss(model, dataset, dataset.places(), progress)
 
 
 def perplexity(loss):
-    """Return e to the power of ``loss``; None where that is no finite number."""
+    """Return e to the power of ``loss``, or None where that is not a finite number."""
     return math.exp(loss) if loss < LARGEST_LOSS else None
 
 
 def sampled_loss(model, dataset):
-    """Return the mean loss over examples spread evenly over ``dataset``: the same ones every time."""
+    """Return the mean loss over at most 256 examples, evenly spread over ``dataset`` and always the same."""
     places = dataset.places()
     if len(places) > SAMPLED_PLACES:
         spread = np.linspace(0, len(places) - 1, SAMPLED_PLACES).astype(np.int64)
@@ -93,9 +93,9 @@ def sampled_loss(model, dataset):
 
 
 def mean_loss(model, dataset, places, progress=lambda done, total: None):
-    """Return the mean loss in nats a token over the examples at ``places``, summed over its names."""
+    """Return the sum of the model's losses over the examples at ``places``, each in nats per target."""
     totals, counts = {}, {}
-    for done, batch in _batches(model, dataset, places):
+    for done, batch in _iterate_batches(model, dataset, places):
         for name, count in model.count_targets(batch).items():
             counts[name] = counts.get(name, 0) + count
         with inference(), np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
@@ -107,21 +107,21 @@ def mean_loss(model, dataset, places, progress=lambda done, total: None):
 
 
 def batch_rows(model):
-    """Return how many examples are evaluated together: as many as a modest amount of memory is enough for."""
+    """Return the number of examples in a batch of evaluation, limited by the memory for logits."""
     config = model.config
     return max(1, min(BATCH_TOKENS, BATCH_LOGITS // config.vocabulary_size) // config.context_length)
 
 
-def _forwards(model, dataset, places):
-    """Yield how many examples are done, and targets and logits of the last of them, on the host."""
-    for done, batch in _batches(model, dataset, places):
+def _iterate_logits(model, dataset, places):
+    """Yield the number of examples done, and the targets and logits of a batch, on the host."""
+    for done, batch in _iterate_batches(model, dataset, places):
         with inference():
             logits, _ = model(_on_device(model, batch))
         yield done, batch["targets"], to_numpy(logits)
 
 
-def _batches(model, dataset, places):
-    """Yield batches of the examples at ``places``, and how many are done with each."""
+def _iterate_batches(model, dataset, places):
+    """Yield the number of examples done with each batch of the examples at ``places``, and the batch."""
     rows = batch_rows(model)
     for first in range(0, len(places), rows):
         part = places[first : first + rows]
@@ -132,12 +132,12 @@ def _on_device(model, batch):
     return on_device(array_module(model.flat.values), batch)
 
 
-def _padded(array, length, value):
+def _pad(array, length, value):
     widths = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, widths, constant_values=value)
 
 
-def _xz_bits_per_byte(text):
+def _compute_xz_bits_per_byte(text):
     if text.byte_count > LARGEST_FOR_XZ:
         return None
     compressor = lzma.LZMACompressor(preset=9)

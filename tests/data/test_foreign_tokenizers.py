@@ -30,7 +30,7 @@ from minitransformer.data.tokenizer import (
     id_count,
     is_character_level,
     is_reversible,
-    plain,
+    strip_call_settings,
     token_byte_count,
 )
 from minitransformer.errors import InputError
@@ -200,7 +200,7 @@ def test_what_a_call_left_in_the_file_is_not_read_and_not_written(tokenizer, kin
 
 def test_a_tokenizer_that_was_told_nothing_is_not_copied(foreign):
     for tokenizer in foreign.values():
-        assert plain(tokenizer) is tokenizer
+        assert strip_call_settings(tokenizer) is tokenizer
 
 
 @pytest.mark.parametrize("kind", ["bpe"])
