@@ -1,4 +1,4 @@
-"""What a whole run shows on a terminal: its beginning, how it gets on, what the model writes, and its end."""
+"""What a training run shows on a terminal: recipe and data, progress, samples of the model, and the score."""
 
 import contextlib
 import re
@@ -25,25 +25,25 @@ SIZES = {
     "vocabulary_size": "{:,} tokens",
 }
 INDENT, MARGIN = 10, " " * 4
-BETTER = {  # what learns more from the same bytes, and how far it came
-    "python": ("python-bpe", "do better by pieces of words: 1.535 bits a byte, less than xz needs"),
+BETTER = {  # a recipe with a lower loss on the same bytes, and the loss that it reached
+    "python": ("python-bpe", "train on pieces of words, to 1.535 bits per byte, less than xz needs"),
 }
 
 
 class TerminalDisplay(ProgressBar, Display):
-    """Shows a run on standard output; where that is no terminal, plain lines without bars."""
+    """Shows a run on standard output; without a terminal, plain lines and no bars."""
 
     def __init__(self):
         super().__init__()
         self.preparations = contextlib.ExitStack()
 
     def preparing(self, what):
-        """Show a bar for ``what`` until the next thing begins."""
+        """Show a progress bar for ``what``, until the next call or ``begin``."""
         self.preparations.close()
         return self.preparations.enter_context(show_progress(what, self.console))
 
     def begin(self, recipe, trainer, material):
-        """Say what will be done."""
+        """Show the recipe, the size of its data and model, and the output folder."""
         self.preparations.close()
         config = trainer.model.config
         for name, value in (
@@ -63,7 +63,7 @@ class TerminalDisplay(ProgressBar, Display):
             self.say(f"{name:<{INDENT}}{value}", indent=INDENT)
 
     def sample(self, text):
-        """Print what the model wrote, its control characters made visible."""
+        """Print the generated ``text``, with "·" for control characters."""
         shown = "".join(sign if sign.isprintable() or sign in "\n\t" else "·" for sign in text)
         lines = shown.strip("\n").splitlines()
         if self.console.is_terminal:
@@ -89,43 +89,43 @@ class TerminalDisplay(ProgressBar, Display):
             self.say(f"  {what}\n{MARGIN}  {find_program()} {shlex.join(map(str, arguments))}")
 
     def end(self):
-        """Take away what was shown before the training began."""
+        """Remove the progress bar of a preparation."""
         self.preparations.close()
 
 
 def describe_recipe(recipe, paths=()):
-    """Return ``recipe`` in one line; ``paths`` are the texts that it is given, if any."""
+    """Return a description of ``recipe`` in one line; ``paths`` are the texts to train it on, if any."""
     if not paths:
         return f"{recipe.name}: {recipe.description}"
-    return f"the settings of {recipe.name}, to learn from {', '.join(map(str, paths))}"
+    return f"the settings of {recipe.name}, trained on {', '.join(map(str, paths))}"
 
 
 def describe_score(score):
-    """Return what a score says, for someone who has never seen one."""
+    """Return a sentence or two that explain ``score``, of ``evaluate_task`` or ``evaluate_text``."""
     if "exact_match" in score:
-        return f"Of the validation examples, {score['correct']:,} of {score['examples']:,} are correct."
+        return f"{score['correct']:,} of {score['examples']:,} validation examples correct."
     needed, xz = score["bits_per_byte"], score["xz_bits_per_byte"]
-    task = f"To say what comes next in {score['bytes']:,} bytes that it never saw, the model needs"
-    loss = f"{score['val_loss']:.4f} nats a token"
+    task = f"To predict {score['bytes']:,} bytes that it was not trained on, the model needs"
+    loss = f"{score['val_loss']:.4f} nats per token"
     if needed is None:
         return f"{task} {loss}. Lower is better."
     beside = "" if xz is None else f", and the compressor xz -9 needs {xz:.3f}"
     return (
-        f"{task} {needed:.3f} bits a byte ({loss}). Lower is better: "
-        f"whoever knows nothing needs 8 bits a byte{beside}."
+        f"{task} {needed:.3f} bits per byte ({loss}). Lower is better: "
+        f"a uniform guess needs 8 bits per byte{beside}."
     )
 
 
 def suggest_commands(recipe, folder, material, data=(), options=()):
-    """Yield what to try after a run of ``recipe`` into ``folder``: what for, and arguments for this command.
+    """Yield commands to try after a run of ``recipe`` into ``folder``: their purpose, and their arguments.
 
-    ``data`` and ``options`` are what the run was given besides its settings.
+    ``data`` and ``options`` are those that the run was given besides its settings.
     """
     if "generate" in recipe.architecture.commands:
-        yield "let it write", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
-    another = "" if material.validation_text is None else ", or by another text (--data)"
-    yield f"judge it again{another}", ["evaluate", folder]
-    if recipe.pretrained is not None:  # whose shape is given, and which may be better already
+        yield "generate text", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
+    another = "" if material.validation_text is None else ", or on another text (--data)"
+    yield f"evaluate it again{another}", ["evaluate", folder]
+    if recipe.pretrained is not None:  # its shape is fixed, and it may be better already
         return
     if recipe.name in BETTER and not data:
         name, why = BETTER[recipe.name]
@@ -139,7 +139,7 @@ def suggest_commands(recipe, folder, material, data=(), options=()):
 
 
 def find_program():
-    """Return this command as it can be typed here."""
+    """Return the command that runs this program from the current shell."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         return "python -m minitransformer"
@@ -147,13 +147,13 @@ def find_program():
 
 
 def _prompt_to_try(material):
-    """Return how a text of this kind might begin."""
+    """Return a prompt that fits the text that the model was trained on."""
     word = re.search(r"[^\W\d_]{3,}", material.validation_text.read(2**14))
     return "def " if material.source["corpus"] == "python" or word is None else word.group()
 
 
 def _size(material):
-    """Return in one line what is learned from."""
+    """Return the size of the training and validation data, in one line."""
     if material.validation_text is None:
         return (
             f"{len(material.train.places()):,} examples to train on, "

@@ -1,4 +1,4 @@
-"""What the command ``generate`` writes: texts one after the other, or answers to lines as they are typed."""
+"""What the command ``generate`` prints: continuations of one prompt, or of each line of standard input."""
 
 import sys
 
@@ -10,7 +10,7 @@ from minitransformer.system.files import read_json
 
 
 def read_generation_settings(folder):
-    """Return how the model in ``folder`` is to generate, unless the user wants it otherwise."""
+    """Return the default settings of ``generate`` for the model in ``folder``, a dictionary."""
     settings = {"max_new_tokens": 500, "temperature": 0.8}
     path = folder / GENERATION
     if path.exists():
@@ -23,10 +23,10 @@ def read_generation_settings(folder):
 
 
 class Writer:
-    """Writes what a model makes of a prompt to standard output, as it is drawn: ``samples`` texts for each.
+    """Prints ``samples`` continuations of each prompt to standard output, piece by piece.
 
-    The first text has the seed ``seed``, every other one more than the text before it. ``settings`` are those
-    of ``generate``.
+    The first text is generated with ``seed``, each later one with the next seed. ``settings`` are keyword
+    arguments of ``generate``.
     """
 
     def __init__(self, model, tokenizer, seed, samples, **settings):
@@ -40,7 +40,7 @@ class Writer:
         self.seed, self.samples = seed, samples
 
     def write(self, prompt):
-        """Write the texts that begin with ``prompt``; several each under a line with its number and seed."""
+        """Print texts that continue ``prompt``; if several, each under a line with its number and seed."""
         for number in range(1, self.samples + 1):
             pieces = generate(self.model, prompt, tokenizer=self.tokenizer, seed=self.seed, **self.settings)
             if self.samples > 1:
@@ -53,28 +53,28 @@ class Writer:
             sys.stdout.write("\n")
 
     def answer_lines(self):
-        """Write what begins with each line of standard input until it ends; return False if one could not be.
+        """Continue each line of standard input until it ends; return False if one of them was an error.
 
-        Ctrl-C ends an answer; where a line is awaited it ends the program, as Ctrl-D does.
+        Ctrl-C ends a continuation; at the prompt for a line it ends the program, as Ctrl-D does.
         """
         if sys.stdin is None:
-            raise InputError("lines are read from standard input, which is closed")
+            raise InputError("--interactive reads standard input, which is closed")
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         sign = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-        all_well = True
+        succeeded = True
         while True:
             try:
                 line = input(sign)
             except EOFError:
                 sys.stdout.write("\n" if sign else "")
-                return all_well
+                return succeeded
             try:
                 self.write(_check_utf8(line))
             except KeyboardInterrupt:
                 sys.stdout.write("\n")
             except InputError as error:
-                all_well = False
+                succeeded = False
                 print(f"minitransformer: error: {error}", file=sys.stderr)
             sys.stdout.flush()
 
@@ -83,5 +83,5 @@ def _check_utf8(line):
     try:
         line.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError("the line is no UTF-8 text") from None
+        raise InputError("the line is not UTF-8 text") from None
     return line

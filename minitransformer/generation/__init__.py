@@ -1,1 +1,1 @@
-"""Writing with a model: tokens are drawn one by one, and become one stream of text."""
+"""Text generation: tokens are sampled one by one and decoded as a stream."""

@@ -1,4 +1,4 @@
-"""Generation: one token after the other, each drawn from what the model expects."""
+"""Generation: tokens are sampled one after another from the distribution that the model predicts."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from minitransformer.dispatch import inference
 from minitransformer.errors import InputError
 from minitransformer.generation.streaming import decode_pieces, truncate_at_stops
 
-DECIMALS = 12  # of a sum of probabilities: what differs beyond them is rounding
+DECIMALS = 12  # of cumulative probabilities: differences beyond are rounding errors
 
 
 def generate(
@@ -28,23 +28,24 @@ def generate(
     vocabulary_size=None,
     use_cache=True,
 ):
-    """Return an iterator over what continues ``prompt``, ``max_new_tokens`` tokens of it at most.
+    """Return an iterator over the continuation of ``prompt``, of at most ``max_new_tokens`` tokens.
 
-    Token ids (one row of integers, at least one) are continued by token ids; text, which needs the model's
-    ``tokenizer``, by pieces of text: ``prompt + "".join(generate(model, prompt, tokenizer=tokenizer))``. An
-    empty text stands for the beginning of any.
+    For a prompt of token ids (one row of integers, at least one) it yields token ids; for a text, which needs
+    the model's ``tokenizer``, pieces of text: the whole text is
+    ``prompt + "".join(generate(model, prompt, tokenizer=tokenizer))``. An empty text generates from the
+    beginning of a text.
 
-    ``temperature`` divides the logits: below 1 the likelier tokens are drawn more often than the model
-    expects them, above 1 less often, at 0 it is always the likeliest. ``top_k`` keeps the k likeliest tokens,
-    ``top_p`` the fewest whose probabilities reach p (arXiv 1904.09751). ``stop`` is a token id or a text, or
-    a list of them: the first that comes ends it all and is left out (ids end before the token with which the
-    text begins). Only tokens of the ``tokenizer``, if it is given, and below ``vocabulary_size`` are drawn,
-    whatever else a padded vocabulary has.
+    ``temperature`` divides the logits: below 1 makes the distribution sharper, so that likely tokens are
+    sampled more often, above 1 flatter; at 0 the likeliest token is always taken. ``top_k`` keeps the k
+    likeliest tokens, ``top_p`` the fewest whose probabilities sum to at least p (arXiv 1904.09751). ``stop``
+    is a token id or a text, or a list of them: generation ends before the first that occurs (ids end before
+    the token in which the text begins). Only tokens of the ``tokenizer``, if given, and ids below
+    ``vocabulary_size`` are sampled, so that the rows of a padded vocabulary are excluded.
 
-    When the context is full, its older half is forgotten. With ``use_cache`` a step computes only its own
-    token; without, the whole context again, with the same result.
+    When the context is full, its older half is discarded. With ``use_cache`` a step computes only its own
+    token; without, it recomputes the whole context, with the same result.
 
-    Raises InputError, before anything is computed, for what can't be meant.
+    Raises InputError for invalid arguments, before anything is computed.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     rows = model.config.vocabulary_size
@@ -67,7 +68,7 @@ def generate(
 
 
 def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn, use_cache):
-    """Yield tokens of ``drawn``, an array of ids."""
+    """Yield tokens sampled among ``drawn``, an array of ids."""
     random = np.random.default_rng(seed)
     xp = array_module(model.flat.values)
     context = ids[-model.config.context_length :]
@@ -87,10 +88,10 @@ def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn
 
 
 def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
-    """Return the probabilities (V,) that a token is drawn with, in float64, given its ``logits`` (V,)."""
+    """Return the probabilities (V,) in float64 that tokens are sampled with, given their ``logits`` (V,)."""
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
-        raise InputError("the model's logits are not all finite numbers: its weights are of no use")
+        raise InputError("the model's logits are not all finite: its weights have diverged or are damaged")
     if temperature == 0:
         probabilities = np.zeros_like(logits)
         probabilities[np.argmax(logits)] = 1
@@ -102,7 +103,7 @@ def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         probabilities[order[top_k:]] = 0
     probabilities /= probabilities.sum()
     if top_p is not None and top_p < 1:
-        before = np.cumsum(probabilities[order])[:-1]  # of every token but the first: what is likelier
+        before = np.cumsum(probabilities[order])[:-1]  # the sum over likelier tokens, for all but the first
         reached = np.round(before, DECIMALS) >= np.round(top_p, DECIMALS)
         probabilities[order[1:][reached]] = 0
         probabilities /= probabilities.sum()
@@ -110,7 +111,7 @@ def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):
-    """Raise InputError for settings that mean nothing."""
+    """Raise InputError for settings of a wrong type or out of range."""
     top_k, top_p = 1 if top_k is None else top_k, 1.0 if top_p is None else top_p
     for name, value, least in (("seed", seed, 0), ("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1)):
         if not _is_integer(value):
@@ -127,7 +128,7 @@ def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):
 
 
 def _encode_prompt(prompt, tokenizer, rows):
-    """Return the ids of ``prompt`` as a list of ints; of an empty text none."""
+    """Return the ids of ``prompt`` as a list of ints, empty for an empty text."""
     if isinstance(prompt, str):
         if tokenizer is None:
             raise InputError(
@@ -142,7 +143,9 @@ def _encode_prompt(prompt, tokenizer, rows):
             raise InputError("the prompt is empty; expected at least one token to continue from")
     for index in ids:
         if isinstance(index, list | tuple | np.ndarray):
-            raise InputError("the prompt has rows; expected one row of ids: one text is continued at a time")
+            raise InputError(
+                "the prompt has several rows; expected one row of ids: one text is continued per call"
+            )
         if not _is_integer(index):
             raise InputError(f"the prompt has {index!r} where a token id is expected, an integer")
         if not 0 <= index < rows:
@@ -151,7 +154,7 @@ def _encode_prompt(prompt, tokenizer, rows):
 
 
 def _check_tokenizer(tokenizer):
-    """Return ``tokenizer``, or the one that a tokenizer of ``transformers`` is built on; None stays None."""
+    """Return ``tokenizer``, or the one that a tokenizer of ``transformers`` wraps; None for None."""
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise InputError(
@@ -179,7 +182,7 @@ def _split_stops(stop, tokenizer, rows):
 
 
 def _find_drawable(tokenizer, vocabulary_size, rows):
-    """Return the ids that may be drawn."""
+    """Return the ids that may be sampled."""
     if vocabulary_size is not None and not (_is_integer(vocabulary_size) and 1 <= vocabulary_size <= rows):
         raise InputError(f"vocabulary_size is {vocabulary_size!r}; expected 1 to {rows}, the model's")
     ids = np.arange(vocabulary_size or rows)

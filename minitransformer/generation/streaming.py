@@ -1,50 +1,51 @@
-"""Text from ids that come one after the other: one stream from the first to the last, and where it stops."""
+"""Incremental decoding: a stream of token ids becomes a stream of text, truncated at stop texts."""
 
 import itertools
 
 from minitransformer.data.tokenizer import encode, is_reversible
 
-UNFINISHED = "\ufffd"  # how a character is decoded whose bytes have not all come
+UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 sequence
 
 
 def stream_text(tokenizer, prompt_ids, new_ids):
-    """Yield the text of ``prompt_ids`` and then of ``new_ids``, in pieces, as they come.
+    """Yield the text of ``prompt_ids`` and then of ``new_ids``, in pieces, as soon as it is known.
 
-    The pieces joined are ``tokenizer.decode(all ids, skip_special_tokens=False)``: a word that the prompt
-    begins goes on without a space, and bytes at the end that are no whole character become U+FFFD.
+    The pieces joined are ``tokenizer.decode(all ids, skip_special_tokens=False)``: there is no space inside a
+    word that the prompt begins, and incomplete UTF-8 at the end becomes U+FFFD.
     """
     for _, text in decode_pieces(tokenizer, [], itertools.chain(prompt_ids, new_ids)):
         yield text
 
 
 def decode_pieces(tokenizer, before, new_ids):
-    """Yield the ids ``new_ids`` in lists, each with the text that it adds to the text of the ids ``before``.
+    """Yield lists of ``new_ids``, each with the text that it appends to the text of the ids ``before``.
 
-    A list grows until its text is made of whole characters; at the end it is given as it is.
+    A list ends where its text ends with a complete character; the last one may not.
     """
 
-    def open_text(ids):
+    def decode(ids):
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     context, part = [int(index) for index in before], []
-    told = len(open_text(context))
+    known = len(decode(context))
     for index in new_ids:
         part.append(int(index))
-        text = open_text(context + part)[told:]
+        text = decode(context + part)[known:]
         if text and not text.endswith(UNFINISHED):
             yield part, text
-            context, part = part[-1:], []  # whatever comes next depends on one token at most
-            told = len(open_text(context))
+            context, part = part[-1:], []  # later text depends on one earlier token at most
+            known = len(decode(context))
     if part:
-        yield part, open_text(context + part)[told:]
+        yield part, decode(context + part)[known:]
 
 
 def truncate_at_stops(stops, pieces):
-    """Yield ids and text, as in ``pieces``, up to the first of the texts ``stops``, which is left out.
+    """Yield ids and text, as in ``pieces``, up to the first of the texts ``stops``, which is excluded.
 
-    Text that may be the beginning of a stop is held back until more has come; ids wait for all of their text.
+    Text that may begin a stop is buffered until the next pieces decide it; ids are yielded with the end of
+    their text.
     """
-    waiting, text = [], ""  # each id with the place where its text ends
+    waiting, text = [], ""  # each id with the position where its text ends
     for ids, more in pieces:
         text += more
         waiting += [(index, len(text)) for index in ids]
@@ -58,9 +59,9 @@ def truncate_at_stops(stops, pieces):
 
 
 def decode_prompt(tokenizer, prompt):
-    """Return how the text that continues ``prompt`` begins: as it was given, if its tokens are reversible.
+    """Return ``prompt`` as the beginning of its continuation: unchanged if ``tokenizer`` is reversible.
 
-    WordPiece gives up case and spacing; there it is the text of its tokens, which the continuation fits.
+    Otherwise, as for WordPiece, which discards case and spacing, its tokens are decoded.
     """
     if is_reversible(tokenizer):
         return prompt
@@ -68,7 +69,7 @@ def decode_prompt(tokenizer, prompt):
 
 
 def _find_stop(text, stops):
-    """Return where in ``text`` the stop begins that is complete first, and True; else where one may begin."""
+    """Return the start of the stop that ends first in ``text`` and True, or where one may begin and False."""
     found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     if found:
         return min(found)[1], True
@@ -76,6 +77,6 @@ def _find_stop(text, stops):
 
 
 def _count_overlap(text, stop):
-    """Return how many characters at the end of ``text`` are the beginning of ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     lengths = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

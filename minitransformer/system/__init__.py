@@ -1,1 +1,1 @@
-"""What the operating system gives: files, memory, the terminal; and what settings have in common."""
+"""Files, folders, memory and the terminal, and what all settings have in common."""

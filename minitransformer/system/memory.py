@@ -1,4 +1,4 @@
-"""Let the C library keep the memory of large arrays for the next step instead of giving it back."""
+"""The memory of the process: kept by the C library for reuse, and measured."""
 
 import contextlib
 import ctypes
@@ -8,10 +8,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def reuse_freed_memory():
-    """Make glibc serve large arrays from its heap and keep what is freed; do nothing elsewhere.
+    """Make glibc allocate large arrays on its heap and keep freed memory; do nothing with other C libraries.
 
-    Otherwise every large temporary is fresh memory from the kernel, which costs a page fault for each 4 KiB.
-    This changes the whole process, so only the trainer and the command line call it, never an import.
+    By default glibc maps new memory for every large temporary, which costs a page fault per 4 KiB. This
+    changes the whole process, so only the trainer and the command line call it, never an import.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -22,7 +22,7 @@ def reuse_freed_memory():
 
 
 def measure_peak_memory():
-    """Return the most memory that this process has held, in bytes; None where the system does not say."""
+    """Return the peak resident memory of this process in bytes, or None if the system does not report it."""
     try:
         import resource  # noqa: PLC0415  not on Windows
     except ImportError:

@@ -1,11 +1,11 @@
-"""The tree that ``print(model)`` shows: what is in it, of which shape, and how much of it."""
+"""The tree that ``print(model)`` shows: layers, parameters with their shapes, and sizes."""
 
 import itertools
 from typing import NamedTuple
 
 
 class Node(NamedTuple):
-    """A line of the tree: ``name: kind``, its own ``parts`` with their shapes, and their ``size`` in all."""
+    """A line of the tree: ``name: kind``, its own ``parts`` with their shapes, and their total ``size``."""
 
     name: str
     kind: str
@@ -15,12 +15,12 @@ class Node(NamedTuple):
 
     @property
     def total(self):
-        """The sizes in this tree, summed."""
+        """The sum of the sizes in this tree."""
         return self.size + sum(child.total for child in self.children)
 
 
 def outline(node):
-    """Return the tree ``node`` as text; neighbours that differ in their names alone become one, with ×."""
+    """Return the tree ``node`` as text; siblings that differ only in name are merged to one line, with ×."""
     rows = list(_rows(node, 1, 0))
     columns = list(zip(*(row for row in rows if row[2]), strict=True)) or [("",)] * 3
     label_width, parts_width, size_width = (max(map(len, column)) for column in columns)
@@ -32,7 +32,7 @@ def outline(node):
 
 
 def _rows(node, times, depth):
-    """Yield label, parts and size of ``node``, which stands for ``times`` like it, and of what is in it."""
+    """Yield label, parts and size of ``node``, which represents ``times`` equal ones, and of its children."""
     kind = f"{times} × {node.kind}" if times > 1 else node.kind
     size = f"{times} × {node.total:,}" if times > 1 else f"{node.size:,}" if node.parts else ""
     yield "  " * depth + (f"{node.name}: {kind}" if node.name else kind), node.parts, size
@@ -44,6 +44,6 @@ def _rows(node, times, depth):
 
 
 def _stem(name):
-    """Return ``name`` without the number that it has in a list: "blocks" for "blocks.3"."""
+    """Return ``name`` without its list index: "blocks" for "blocks.3"."""
     stem, _, number = name.rpartition(".")
     return stem if number.isdigit() else name

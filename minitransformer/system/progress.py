@@ -1,4 +1,4 @@
-"""Progress bars: one look for everything that takes long."""
+"""Progress bars, all in one style."""
 
 import contextlib
 

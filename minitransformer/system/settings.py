@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from minitransformer.errors import InputError, UnknownSettingError
 
-# what Hugging Face, nanoGPT and others call it
+# names in Hugging Face, nanoGPT and others, and ours
 ELSEWHERE = {
     "activation_function": "activation",
     "hidden_act": "activation",
@@ -101,7 +101,7 @@ ELSEWHERE = {
 def check_types(settings):
     """Raise InputError for a field of the dataclass ``settings`` that is not of its annotated type.
 
-    An integer will do for a float, and nothing but a bool for a bool.
+    An integer is accepted for a float, a bool only for a bool.
     """
     for field in fields(settings):
         value = getattr(settings, field.name)

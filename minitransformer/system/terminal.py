@@ -1,16 +1,16 @@
-"""Text for whoever sits at a terminal: lines broken between words, and durations in words."""
+"""Text for a terminal: lines wrapped to its width, and durations in words."""
 
 import textwrap
 
-UNITS = (3600, "hours", 7197), (60, "minutes", 119.5), (1, "seconds", 0)  # and from where they are used
+UNITS = (3600, "hours", 7197), (60, "minutes", 119.5), (1, "seconds", 0)  # each with its least duration
 
 
 def fit_lines(text, console, indent=0):
-    """Return ``text`` with its lines broken between words, so that they fit ``console``.
+    """Return ``text`` with its lines wrapped to the width of ``console``.
 
-    What a line goes on with is indented by ``indent``. A word longer than a line, such as a path, stays
-    whole, and so does a line that begins with a space: it is a command to be copied. Where ``console`` is no
-    terminal nothing is broken.
+    Continuation lines are indented by ``indent``. Words longer than a line, such as paths, are not broken.
+    Lines that begin with a space, which are commands to copy, are not wrapped. If ``console`` is not a
+    terminal, ``text`` is returned unchanged.
     """
     if not console.is_terminal:
         return text
@@ -22,12 +22,12 @@ def fit_lines(text, console, indent=0):
 
 
 def format_duration(seconds):
-    """Return ``seconds`` in words, in the unit that suits: "3.2 seconds", "45 seconds", "2.4 minutes"."""
+    """Return ``seconds`` as "3.2 seconds", "45 seconds", "2.4 minutes" or "3.0 hours"."""
     return format_duration_range(seconds, seconds)
 
 
 def format_duration_range(least, most):
-    """Return two durations in words, "1.8 to 2.9 minutes", or one where they look the same."""
+    """Return a range of seconds as "1.8 to 2.9 minutes"; one duration if both are rounded to the same."""
     unit, name = next((unit, name) for unit, name, start in UNITS if most >= start)
     first, last = (
         f"{seconds:.0f}" if unit == 1 and seconds >= 9.95 else f"{seconds / unit:.1f}"

@@ -100,7 +100,7 @@ def test_all_goes_on_without_a_home(folder, tmp_path, started, reason, drawing):
 
     output = tmp_path / "model"
     trained = run("train", "shakespeare", "--data", "text.txt", "--output-dir", output, *TINY, warnings=1)
-    assert "bits a byte" in trained
+    assert "bits per byte" in trained
     assert (output / "training.png").exists()
     assert '"validation"' in run("evaluate", output, warnings=1)
     assert "until this process ends" in run("info", warnings=1)
@@ -128,7 +128,7 @@ def test_a_run_whose_picture_fails_ends_well(folder, tmp_path):
         "minitransformer: warning: training.png was not drawn: no picture can be drawn: matplotlib cannot be "
         "loaded (broken as a notebook leaves it)\n"
     )
-    assert "bits a byte" in done.stdout
+    assert "bits per byte" in done.stdout
     drawn = minitransformer("positions", output, "--output", tmp_path / "p.png", cwd=folder, env=settings)
     assert_one_error(drawn, "no picture can be drawn: matplotlib cannot be loaded (broken as")
     assert not (tmp_path / "p.png").exists()

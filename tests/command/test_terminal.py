@@ -82,21 +82,22 @@ def test_commands_and_files_are_not_broken():
 
 def test_a_score_says_what_it_means():
     assert describe_score(SCORE) == (
-        "To say what comes next in 250,623 bytes that it never saw, the model needs 1.904 bits a byte "
-        "(1.3198 nats a token). Lower is better: whoever knows nothing needs 8 bits a byte, "
+        "To predict 250,623 bytes that it was not trained on, the model needs 1.904 bits per byte "
+        "(1.3198 nats per token). Lower is better: a uniform guess needs 8 bits per byte, "
         "and the compressor xz -9 needs 1.791."
     )
-    assert describe_score({**SCORE, "xz_bits_per_byte": None}).endswith("nothing needs 8 bits a byte.")
+    alone = describe_score({**SCORE, "xz_bits_per_byte": None})
+    assert alone.endswith("a uniform guess needs 8 bits per byte.")
     unknown = describe_score({**SCORE, "bits_per_byte": None})
-    assert unknown.endswith("the model needs 1.3198 nats a token. Lower is better.")
+    assert unknown.endswith("the model needs 1.3198 nats per token. Lower is better.")
     task = {"exact_match": 1.0, "examples": 1182, "correct": 1182}
-    assert describe_score(task) == "Of the validation examples, 1,182 of 1,182 are correct."
+    assert describe_score(task) == "1,182 of 1,182 validation examples correct."
 
 
 def test_a_recipe_says_what_it_learns_from():
     recipe = load_recipe("python")
-    assert "standard library's own source" in describe_recipe(recipe)
-    assert describe_recipe(recipe, ["mine.txt", "b"]) == "the settings of python, to learn from mine.txt, b"
+    assert "the source of Python's standard library" in describe_recipe(recipe)
+    assert describe_recipe(recipe, ["mine.txt", "b"]) == "the settings of python, trained on mine.txt, b"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,12 @@ def test_what_is_suggested_is_the_run_again_but_wider(name, changes, material):
 
 
 def test_a_task_is_not_judged_by_a_text(material):
-    wanted = [("judge it again, or by another text (--data)", ["evaluate", "runs/x"])]
+    wanted = [("evaluate it again, or on another text (--data)", ["evaluate", "runs/x"])]
     assert list(suggest_commands(load_recipe("python"), "runs/x", material))[1:2] == wanted
     task = SimpleNamespace(prompt="012", source={"corpus": "sort"}, validation_text=None)
     wanted = [
-        ("let it write", ["generate", "runs/x", "--prompt", "012"]),
-        ("judge it again", ["evaluate", "runs/x"]),
+        ("generate text", ["generate", "runs/x", "--prompt", "012"]),
+        ("evaluate it again", ["evaluate", "runs/x"]),
     ]
     assert list(suggest_commands(load_recipe("sort"), "runs/x", task))[:2] == wanted
 

@@ -108,7 +108,7 @@ def test_the_draw_has_these_probabilities(model):
         ({"prompt": np.array([1.0])}, "the prompt has 1.0 where a token id"),
         ({"prompt": [1, True]}, "the prompt has True where a token id"),
         ({"prompt": [[1, 2]]}, "expected one row of ids: one text is continued"),
-        ({"prompt": np.array([[1, 2], [3, 4]])}, "the prompt has rows; expected one row"),
+        ({"prompt": np.array([[1, 2], [3, 4]])}, "the prompt has several rows; expected one row"),
         ({"prompt": 3}, "the prompt is a int; expected text or a row of token ids"),
         ({"prompt": {"ids": [1]}}, "the prompt is a dict; expected text or a row"),
         ({"prompt": None}, "the prompt is a NoneType; expected text or a row"),

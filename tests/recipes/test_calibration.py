@@ -169,4 +169,4 @@ def test_the_command_says_that_the_machine_is_busy(free, monkeypatch, capsys):
 def test_the_command_says_what_is_learned_from(monkeypatch, capsys):
     monkeypatch.setattr(command, "estimate_cost", lambda *_: Cost(1, 1, 1, 1, 1, (1.0, 1.0), 1.0))
     command.recipes("python", settings=None, data=["text.txt"])
-    assert capsys.readouterr().out.startswith("the settings of python, to learn from text.txt\n")
+    assert capsys.readouterr().out.startswith("the settings of python, trained on text.txt\n")
