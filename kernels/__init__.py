@@ -1,7 +1,7 @@
-"""The pairs of ``functional`` once more, fused: the same signatures and meaning, at the machine's speed.
+"""Fused versions of pairs of ``functional``: the same signatures and meaning, at the machine's speed.
 
-A kernel registers a predicate here. Dispatch asks it on every call, and imports what computes only when it is
-needed: Numba takes a second to load.
+A kernel registers a predicate here, which dispatch evaluates on every call. The kernel's module is imported
+only when it is needed, because Numba takes a second to load.
 """
 
 import importlib

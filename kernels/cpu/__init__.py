@@ -34,9 +34,7 @@ import warnings
 import numpy as np
 
 _forked = False
-WORTH = (
-    1_000_000  # multiplications in q kᵀ; below that, definitions are as fast, or Numba's import takes longer
-)
+WORTH = 1_000_000  # multiplications in q kᵀ; with fewer, a definition is as fast as loading and calling Numba
 
 
 def accepts_attention(q, k, v, **settings):
@@ -66,7 +64,7 @@ def has_numba():
         return False
     try:
         numba = importlib.import_module("numba")
-    except (ImportError, ValueError) as error:  # the latter about its environment variables
+    except (ImportError, ValueError) as error:  # ValueError: about its environment variables
         warnings.warn(
             f"Numba is installed but cannot be imported, so definitions run instead of kernels: {error}",
             RuntimeWarning,
@@ -77,11 +75,11 @@ def has_numba():
 
 
 def _note_fork():
-    global _forked  # noqa: PLW0603  a process is forked or it is not
+    global _forked  # noqa: PLW0603  a property of the process
     numba = sys.modules.get("numba")
     with contextlib.suppress(ValueError, AttributeError):  # Numba has not started its threads
         _forked = bool(numba.threading_layer())
-    _forked |= "torch" in sys.modules  # whose threads are the same OpenMP's
+    _forked |= "torch" in sys.modules  # PyTorch uses the same OpenMP
 
 
 if hasattr(os, "register_at_fork"):

@@ -95,7 +95,7 @@ def _attend_one_query(saved):
 def attention_backward(dy, saved, *, add_to=None):
     """Return ``dq, dk, dv``.
 
-    They are accumulated straight in the arrays of ``add_to`` where these are float32 views whose rows are
+    They are accumulated directly in the arrays of ``add_to`` where these are float32 views whose rows are
     contiguous and that share no memory, as the parts of a packed projection's gradient are.
     """
     check_gradient(dy, saved.q)
@@ -224,7 +224,7 @@ def _broadcast_bias(bias, shape):
 def _accumulators(arrays, add_to):
     """Return the arrays that gradients are added to: those of ``add_to`` that the kernel can use, or zeros.
 
-    Two threads may write to dq and dk at the same time, so arrays that overlap are left to the caller's sum.
+    Threads write to dq, dk and dv at the same time, so where arrays of ``add_to`` overlap none is used.
     """
     owners = [array for array in add_to if array is not None]
     overlap = any(np.shares_memory(one, other) for one, other in itertools.combinations(owners, 2))

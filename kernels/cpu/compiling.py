@@ -66,9 +66,7 @@ class CompiledKernel:
         return self._address
 
     def _compile(self, cache):
-        options = {
-            name: value for name, value in OPTIONS.items() if name != "nogil"
-        }  # not an option of cfunc
+        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # cfunc has no nogil
         return numba.cfunc(self.signature, cache=cache, **options)(self.function)
 
 
@@ -86,11 +84,11 @@ def compile_once(make, name, seconds):
         try:
             try:
                 folder = cache_folder()
-                announcement.often = "in every process" if is_temporary(folder) else "once"
+                announcement.when = "in every process" if is_temporary(folder) else "once"
                 return _load_or_compile(make, folder)
             except OSError as error:  # a full disk, or no folder at all
                 _warn_that_nothing_is_cached(error.strerror or str(error))
-            announcement.often = "in every process"
+            announcement.when = "in every process"
             return make(cache=False)
         finally:
             announcement.finish()
@@ -129,12 +127,12 @@ class _Announcement(event.Listener):
     """Prints to standard error that compiling begins, at its first pass, and that it has ended."""
 
     def __init__(self, name, seconds):
-        self.name, self.seconds, self.start, self.often = name, seconds, None, "once"
+        self.name, self.seconds, self.start, self.when = name, seconds, None, "once"
 
     def on_start(self, _):
         if self.start is None:
             self.start = time.perf_counter()
-            self.say(f"compiling {self.name}, {self.often}, about {self.seconds} s …")
+            self.say(f"compiling {self.name}, {self.when}, about {self.seconds} s …")
 
     def on_end(self, _):
         pass

@@ -1,17 +1,13 @@
 """The record that describes a call of attention, and what compiled code is made from."""
 
-import ast
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import minitransformer
 from minitransformer.kernels.cpu import compiling
 from minitransformer.kernels.cpu.problem import PROBLEM, make_problem
-
-PACKAGE, KERNELS = Path(minitransformer.__file__).parent, Path(compiling.__file__).parents[1]
+from tutorials.source_imports import imported_modules, modules
 
 
 def test_a_record_is_what_numpy_fills_by_name():
@@ -35,34 +31,15 @@ def test_a_record_refuses_a_field_that_it_does_not_have():
         make_problem(tile=3, tiles=4)
 
 
-def file_of(module):
-    """Return the file of a module of the package, or None for a name within a module."""
-    parts = module.split(".")[1:]
-    base = KERNELS.joinpath(*parts[1:]) if parts[:1] == ["kernels"] else PACKAGE.joinpath(*parts)
-    candidates = base / "__init__.py", base.with_suffix(".py")
-    return next((path for path in candidates if path.exists()), None)
-
-
-def imported_files(path):
-    """Return the files of the package that the module at ``path`` imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {file_of(name) for name in names if name.partition(".")[0] == "minitransformer"} - {None}
-
-
 def test_the_cache_depends_on_every_file_that_kernels_import():
-    waiting, found = set((KERNELS / "cpu").glob("*.py")), set()
+    known = modules()
+    waiting, found = {module for module in known if module.startswith("kernels.cpu")}, set()
     while waiting:
-        path = waiting.pop()
-        found.add(path)
-        waiting |= imported_files(path) - found
-    assert {"philox.py", "arrays.py", "tiles.py"} <= {path.name for path in found}
-    without_constants = {PACKAGE / "__init__.py", PACKAGE / "system" / "__init__.py"}
-    assert found - without_constants <= set(compiling.sources())
+        module = waiting.pop()
+        found.add(module)
+        waiting |= imported_modules(module, known) - found
+    assert {"functional.philox", "arrays", "kernels.cpu.tiles"} <= found
+    assert {known[module] for module in found} <= set(compiling.sources())
 
 
 @pytest.fixture
