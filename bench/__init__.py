@@ -1,1 +1,1 @@
-"""Comparisons with peers, each in one command; see ``python -m bench``."""
+"""Benchmarks against PyTorch and JAX, one command each; see ``python -m bench``."""

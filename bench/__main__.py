@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 
 from bench.contenders import TURNS, ContenderError
-from bench.machine import available_cores
-from bench.pictures import memory_growth, roofline
+from bench.machine import list_cores
+from bench.pictures import draw_memory_growth, draw_roofline
 from bench.report import (
-    in_words,
+    describe_attention,
+    format_sizes,
+    format_threads,
+    make_progress,
     print_means,
     print_memory,
     print_table,
-    progress,
-    sizes,
-    threads,
     write_results,
 )
-from bench.step import CASES, compare, described
+from bench.step import CASES, compare, describe_case
 from minitransformer.errors import InputError
 from minitransformer.inspection.plots import FORMATS, check_picture, drawing
 from minitransformer.system.files import check_writable
@@ -43,19 +43,19 @@ def describe():
 @app.command()
 def step(json_file: JsonFile = None):
     """Race a GPT's training step against PyTorch eager, on one core and on all."""
-    need_torch()
+    require_torch()
     check_files(json_file)
-    cores = available_cores()
+    cores = list_cores()
     counts = sorted({1, len(cores)})
     races = [
         (
-            f"{case.name} ({sizes(described(case, count))}), {threads(count)}",
+            f"{case.name} ({format_sizes(describe_case(case, count))}), {format_threads(count)}",
             functools.partial(compare, case, cores[:count]),
         )
         for case in CASES
         for count in counts
     ]
-    results = raced(races)
+    results = run_races(races)
     if json_file is not None:
         write_results(json_file, results)
 
@@ -63,84 +63,84 @@ def step(json_file: JsonFile = None):
 @app.command()
 def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
     """Race attention, forward and backward, against PyTorch's, on one core and on all. Takes half an hour."""
-    need_torch()
+    require_torch()
     check_files(json_file, plot_file)
     from bench import attention as benchmark  # noqa: PLC0415
 
-    cores = available_cores()
+    cores = list_cores()
     counts = sorted({1, len(cores)})
     races = [
         (
-            in_words(benchmark.described(case, count)),
+            describe_attention(benchmark.describe_case(case, count)),
             functools.partial(benchmark.compare, case, cores[:count]),
         )
         for count in counts
         for case in benchmark.CASES
     ]
-    bandwidths = {count: benchmark.memory_bandwidth(cores[:count]) for count in counts}
+    bandwidths = {count: benchmark.measure_bandwidth(cores[:count]) for count in counts}
     results = [
         {**result, "ceiling_gigabytes_per_second": bandwidths[result["case"]["threads"]]}
-        for result in raced(races)
+        for result in run_races(races)
     ]
-    means = benchmark.means(results)
+    means = benchmark.compute_means(results)
     print_means(means)
     if json_file is not None:
         write_results(json_file, results, means=means)
     if plot_file is not None:
-        roofline(results, plot_file)
+        draw_roofline(results, plot_file)
 
 
 @app.command()
 def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
-    """Measure the memory that attention, forward and backward, needs as texts grow, here and in PyTorch."""
-    need_torch()
+    """Measure the memory of attention, forward and backward, as T grows, here and in PyTorch."""
+    require_torch()
     check_files(json_file, plot_file)
     from bench import memory as benchmark  # noqa: PLC0415
 
     results = []
-    with progress() as bar:
+    with make_progress() as bar:
         for length in bar.track(benchmark.LENGTHS, description="memory"):
-            results.append(benchmark.compare(length, available_cores()))
-    slopes = benchmark.slopes(results)
+            results.append(benchmark.compare(length, list_cores()))
+    slopes = benchmark.compute_slopes(results)
     print_memory(results, slopes)
     if json_file is not None:
         write_results(json_file, results, slopes=slopes)
     if plot_file is not None:
-        memory_growth(results, slopes, plot_file)
+        draw_memory_growth(results, slopes, plot_file)
 
 
 @app.command()
 def parity(
-    data: Annotated[Path, typer.Option(help="The text to learn, by custom tinyshakespeare.")],
+    data: Annotated[Path, typer.Option(help="The training text, usually tinyshakespeare.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As in minitransformer train.")
     ] = None,
     json_file: JsonFile = None,
 ):
     """Train the shakespeare recipe here and in PyTorch, on the same batches from the same weights."""
-    need_torch()
+    require_torch()
     check_files(json_file)
-    from bench.parity import parity as run_parity  # noqa: PLC0415  not everyone has PyTorch
+    from bench.parity import compare_training  # noqa: PLC0415  imports PyTorch
 
-    results = [run_parity(data, settings or ())]
+    results = [compare_training(data, settings or ())]
     print(json.dumps(results, indent=2))
     if json_file is not None:
         write_results(json_file, results)
 
 
-def raced(races):
-    """Run ``races``, each in words and as a function of ``advance``; return their results, which it shows.
+def run_races(races):
+    """Run ``races``, each a description and a function of ``advance``; print their results and return them.
 
-    Ctrl-C ends it with what was measured so far on the screen.
+    Ctrl-C stops the races and prints the results so far.
     """
     results = []
-    with progress() as bar:
+    with make_progress() as bar:
         task = bar.add_task("", total=len(races) * TURNS)
         try:
-            for words, race in races:
-                bar.update(task, description=words)
+            for description, race in races:
+                bar.update(task, description=description)
                 results.append(race(advance=lambda: bar.advance(task)))
-                bar.console.print(f"{words}; ratio {results[-1]['ratio']:.2f}")
+                bar.console.print(f"{description}; ratio {results[-1]['ratio']:.2f}")
         except KeyboardInterrupt:
             bar.stop()
             if results:
@@ -152,24 +152,26 @@ def raced(races):
 
 
 def check_files(json_file, plot_file=None):
-    """Raise InputError unless what is to be written can be; a race may take half an hour."""
+    """Raise InputError unless the files can be written, before a race that may take half an hour."""
     if plot_file is not None:
         check_picture(plot_file)
         with drawing():
-            pass  # there is what it will be drawn with
+            pass  # raises InputError without Matplotlib
     for path in (json_file, plot_file):
         if path is not None:
             check_writable(path)
 
 
-def need_torch():
-    """Raise InputError where there is no PyTorch to compare with."""
+def require_torch():
+    """Raise InputError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise InputError("this needs PyTorch to compare with: pip install '.[oracle]'")
+        raise InputError(
+            "this command compares with PyTorch, which is not installed; run pip install '.[oracle]'"
+        )
 
 
 def main():
-    """Run the command; tell in one line what went wrong."""
+    """Run the command; print an error in one line."""
     try:
         app()
     except (ContenderError, InputError, OSError) as error:

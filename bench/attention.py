@@ -1,13 +1,11 @@
-"""How fast is attention? Our kernels against PyTorch's SDPA on the CPU, JAX where it is installed, and ours
-without kernels: the definition.
+"""The speed of attention: our kernels, PyTorch's SDPA on the CPU, JAX if it is installed, and our definition.
 
-All read q, k and v where a packed projection leaves them, (B, T, H, K) views of one (B, T, 3, H, K) array,
-except JAX, which has arrays of its own. All keep freed memory, so that attention is compared and not page
-faults.
+q, k and v are the parts of a packed projection, (B, T, H, K) views of one (B, T, 3, H, K) array, except for
+JAX, which copies them. All contenders reuse freed memory, so that attention is compared and not page faults.
 
-Work is counted as the multiplications and additions of the visible entries: 4·K for each forward, 10·K more
-for its backward. The share of the ceiling is the rate of that work against NumPy's own float32 matrix
-products on as many threads. Under dropout the work of drawing random numbers comes on top and isn't counted.
+Work is counted as the multiplications and additions for visible entries: 4·K per entry in forward, 10·K more
+in backward. The share of the ceiling is the rate of that work relative to NumPy's float32 matrix products on
+as many threads. The random numbers of dropout are not counted.
 """
 
 import importlib.util
@@ -17,16 +15,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS, MEMORY_STREAM, MEMORY_STREAM_BYTES
-from bench.contenders import TURNS, median_seconds, race, started, summary
+from bench.contenders import TURNS, compute_median, race, start_contenders, summarise
 from minitransformer import dispatch
 from minitransformer.functional import causal_mask, full_mask
 from minitransformer.functional.philox import Key
 from minitransformer.system.memory import reuse_freed_memory
 
 PEER = "pytorch-sdpa"
-TOKENS = 2048  # in a batch; a longer text is a batch of one
+TOKENS = 2048  # per batch; a longer sequence is a batch of one
 HEADS = 8
-SAMPLES = 64  # numbers of each result that contenders are compared by
+SAMPLES = 64  # numbers per result by which contenders are compared
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,19 @@ class Case:
     dropout: float = 0.0
 
     def flops(self):
-        """Return the multiplications and additions that must be done, each counted as one."""
+        """Return the number of multiplications and additions that are needed, each counted as one."""
         entries = self.T * (self.T + 1) // 2 if self.causal else self.T**2
         return self.B * HEADS * entries * self.K * (14 if self.backward else 4)
 
     def least_bytes(self):
-        """Return what must be moved if every argument and result is moved once.
+        """Return the bytes moved if every argument and result is moved once.
 
         Forward: q, k, v and y. Backward: those, dy, dq, dk and dv.
         """
         return 4 * self.B * self.T * HEADS * self.K * (12 if self.backward else 4)
 
 
-HEADLINE = 512, 1024, 2048, 4096  # the T of which geometric means are given
+HEADLINE = 512, 1024, 2048, 4096  # the T over which geometric means are taken
 SHAPES = (
     *({"T": T, "B": max(1, TOKENS // T)} for T in (128, *HEADLINE)),
     *({"T": 1024, "B": TOKENS // 1024, "K": K} for K in (32, 80, 128)),
@@ -67,48 +65,48 @@ CASES = tuple(
 )
 
 
-TIMED = "bench.attention:timed"
+MAKE_STEP = "bench.attention:make_step"
 
 
-def compare(case, cores, advance=lambda: None, peer_factory=TIMED, definition_factory=TIMED):
-    """Race ``case`` on ``cores``, a thread each; return the result."""
+def compare(case, cores, advance=lambda: None, peer_factory=MAKE_STEP, definition_factory=MAKE_STEP):
+    """Race ``case`` on ``cores``, one thread per core; return the result."""
     settings = {**asdict(case), "threads": len(cores)}
     contenders = [
-        ("minitransformer", TIMED, {**settings, "who": "kernels"}, cores),
+        ("minitransformer", MAKE_STEP, {**settings, "who": "kernels"}, cores),
         (PEER, peer_factory, {**settings, "who": "pytorch"}, cores),
         ("definition", definition_factory, {**settings, "who": "definition"}, cores),
     ]
-    if importlib.util.find_spec("jax") and not case.dropout:  # whose attention has none
-        contenders.append(("jax", TIMED, {**settings, "who": "jax"}, cores))
-    with started(*contenders, ("the ceiling", MATRIX_PRODUCT, {}, cores)) as processes:
+    if importlib.util.find_spec("jax") and not case.dropout:  # JAX's attention has no dropout
+        contenders.append(("jax", MAKE_STEP, {**settings, "who": "jax"}, cores))
+    with start_contenders(*contenders, ("the ceiling", MATRIX_PRODUCT, {}, cores)) as processes:
         ours, peer, *others, ceiling = processes
-        # which probabilities PyTorch drops is its own secret; the definition drops ours
+        # PyTorch drops other entries than the kernel; the definition drops the same
         same = others if case.dropout else [peer, *others]
         race(*processes, same=same, advance=advance)
     rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
     return {
         "benchmark": "attention",
-        "case": described(case, len(cores)),
-        **summary(ours, peer),
-        "other_seconds": {other.name: median_seconds(other) for other in others},
+        "case": describe_case(case, len(cores)),
+        **summarise(ours, peer),
+        "other_seconds": {other.name: compute_median(other) for other in others},
         "gflop": case.flops() / 1e9,
         "flop_per_byte": case.flops() / case.least_bytes(),
-        "ceiling_share": case.flops() / median_seconds(ours) / rate,
+        "ceiling_share": case.flops() / compute_median(ours) / rate,
         "ceiling_gflops": rate / 1e9,
     }
 
 
-def memory_bandwidth(cores):
-    """Return how many gigabytes a second ``cores`` can move."""
-    with started(("memory", MEMORY_STREAM, {"threads": len(cores)}, cores)) as (memory,):
+def measure_bandwidth(cores):
+    """Return the memory bandwidth of ``cores`` in gigabytes per second."""
+    with start_contenders(("memory", MEMORY_STREAM, {"threads": len(cores)}, cores)) as (memory,):
         memory.warm_up()
         for _ in range(TURNS):
             memory.turn()
     return MEMORY_STREAM_BYTES / min(memory.seconds) / 1e9
 
 
-def described(case, threads):
-    """Return ``case`` by the letters of its sizes."""
+def describe_case(case, threads):
+    """Return ``case`` as a dictionary, sizes by their letters."""
     return {
         "pass": "forward + backward" if case.backward else "forward",
         "B": case.B,
@@ -123,8 +121,8 @@ def described(case, threads):
     }
 
 
-def means(results):
-    """Return geometric mean and smallest of the ratios over ``HEADLINE``, by threads, pass and mask."""
+def compute_means(results):
+    """Return the geometric mean and minimum of the ratios over ``HEADLINE``, by threads, pass and mask."""
     groups = {}
     for result in results:
         case = result["case"]
@@ -141,24 +139,24 @@ def means(results):
     ]
 
 
-def timed(who, threads, **case):
-    """Return a step of ``who``; let freed memory be kept, whoever it is."""
+def make_step(who, threads, **case):
+    """Return the step of contender ``who``, in a process that reuses freed memory."""
     reuse_freed_memory()
     return ATTENTION[who](Case(**case), threads)
 
 
-def by_kernels(case, threads):
-    """Return our attention, which returns samples of its results; its environment says how many threads."""
-    return with_kernels(_by_dispatch(case))
+def make_kernel_step(case, threads):
+    """Return a step by our kernels; the environment sets the number of threads."""
+    return require_kernels(_make_dispatch_step(case))
 
 
-def by_definition(case, threads):
-    """Return our attention without kernels, which returns samples of its results."""
-    return without_kernels(_by_dispatch(case))
+def make_definition_step(case, threads):
+    """Return a step by our definition."""
+    return switch_kernels_off(_make_dispatch_step(case))
 
 
-def with_kernels(step):
-    """Return ``step``, which must not have run a definition in place of a kernel."""
+def require_kernels(step):
+    """Return ``step``, which then raises RuntimeError if a definition ran instead of a kernel."""
 
     def checked(number):
         value = step(number)
@@ -169,8 +167,8 @@ def with_kernels(step):
     return checked
 
 
-def without_kernels(step):
-    """Return ``step``, run by definitions alone."""
+def switch_kernels_off(step):
+    """Return ``step``, run with kernels off."""
 
     def by_definitions(number):
         with dispatch.reference():
@@ -179,8 +177,8 @@ def without_kernels(step):
     return by_definitions
 
 
-def _by_dispatch(case):
-    packed, dy = inputs(case)
+def _make_dispatch_step(case):
+    packed, dy = make_inputs(case)
     heads = np.moveaxis(packed, 2, 0)
     mask = causal_mask(case.T) if case.causal else full_mask(case.T)
     key = Key(0) if case.dropout else None
@@ -192,20 +190,20 @@ def _by_dispatch(case):
     return step
 
 
-def by_pytorch(case, threads):
-    """Return PyTorch's attention, which returns samples of its results."""
-    import torch  # noqa: PLC0415  in the peer's process alone
+def make_pytorch_step(case, threads):
+    """Return a step by PyTorch's attention."""
+    import torch  # noqa: PLC0415  only in the peer's process
     from torch.nn.functional import scaled_dot_product_attention  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    packed, dy = inputs(case)
+    packed, dy = make_inputs(case)
     heads = torch.from_numpy(packed).permute(2, 0, 3, 1, 4).detach()
     q, k, v = (part.requires_grad_(case.backward) for part in heads.unbind())
     dy = torch.from_numpy(dy).transpose(1, 2)
     if case.dropout:
         shares = scaled_dot_product_attention(q, k, torch.ones_like(v), dropout_p=case.dropout).detach()
         if not (shares.std() > 1e-3 and abs(shares.mean() - 1) < 0.01):
-            raise RuntimeError(f"PyTorch's weights sum to {shares.mean():.3f}, so this is no dropout")
+            raise RuntimeError(f"PyTorch's weights sum to {shares.mean():.3f}, so it applied no dropout")
 
     def step(number):
         y = scaled_dot_product_attention(q, k, v, dropout_p=case.dropout, is_causal=case.causal)
@@ -215,11 +213,11 @@ def by_pytorch(case, threads):
     return step
 
 
-def by_jax(case, threads):
-    """Return JAX's attention, compiled, which returns samples of its results."""
-    import jax  # noqa: PLC0415  in its process alone
+def make_jax_step(case, threads):
+    """Return a step by JAX's attention, compiled."""
+    import jax  # noqa: PLC0415  only in its process
 
-    packed, dy = inputs(case)
+    packed, dy = make_inputs(case)
     heads, dy = [jax.numpy.asarray(part) for part in np.moveaxis(packed, 2, 0)], jax.numpy.asarray(dy)
 
     def attend(q, k, v):
@@ -239,10 +237,15 @@ def by_jax(case, threads):
     return step
 
 
-ATTENTION = {"kernels": by_kernels, "definition": by_definition, "pytorch": by_pytorch, "jax": by_jax}
+ATTENTION = {
+    "kernels": make_kernel_step,
+    "definition": make_definition_step,
+    "pytorch": make_pytorch_step,
+    "jax": make_jax_step,
+}
 
 
-def inputs(case):
+def make_inputs(case):
     """Return q, k and v as one (B, T, 3, H, K) array, and dy."""
     random = np.random.default_rng(0)
     packed = random.standard_normal((case.B, case.T, 3, HEADS, case.K), np.float32)
@@ -250,6 +253,6 @@ def inputs(case):
 
 
 def sample(*results):
-    """Return ``SAMPLES`` numbers of each result, from places all over it."""
-    places = np.random.default_rng(1).integers(0, results[0].shape, (SAMPLES, 4))
-    return [result[tuple(places.T)].tolist() for result in results]
+    """Return ``SAMPLES`` numbers of each result, at random indices."""
+    indices = np.random.default_rng(1).integers(0, results[0].shape, (SAMPLES, 4))
+    return [result[tuple(indices.T)].tolist() for result in results]

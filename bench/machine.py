@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine and the versions on which a measurement was made."""
 
 import contextlib
 import importlib.metadata
@@ -11,12 +11,12 @@ from minitransformer.command.info import collect_facts
 PEERS = "torch", "jax"
 
 
-def machine():
-    """Return the processor, its number of cores and the versions in use, for the record of a benchmark."""
+def describe_machine():
+    """Return the processor, its number of cores and the versions in use, to be recorded with results."""
     facts = collect_facts()
     return {
         "processor": _processor(),
-        "cores": len(available_cores()),
+        "cores": len(list_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         **{
             name: facts[name]
@@ -27,8 +27,8 @@ def machine():
     }
 
 
-def available_cores():
-    """Return the numbers of the processors that this process may use."""
+def list_cores():
+    """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count()))

@@ -1,44 +1,44 @@
-"""How much memory does attention need, forward and backward, as texts grow longer?
+"""The memory of attention, forward and backward, as T grows.
 
-Each measurement is a fresh process: after a tiny call, which compiles and starts threads, it notes how much
-memory it holds, calls once, and says by how much the peak exceeds that. q, k, v and dy were there before. So
-this is what the call allocates: results and scratch memory. What is linear in T has slope 1 in a plot of
-logarithms, what is quadratic 2.
+Each measurement is a new process: after a tiny call, which compiles and starts threads, it reads how much
+memory it holds, calls once, and returns by how much the peak exceeds that. q, k, v and dy are allocated
+before, so this is what the call allocates: results and scratch memory. On logarithmic axes linear growth has
+slope 1, quadratic growth slope 2.
 """
 
 import math
 import sys
 from pathlib import Path
 
-from bench.attention import ATTENTION, PEER, Case, described
-from bench.contenders import check_agreement, started
+from bench.attention import ATTENTION, PEER, Case, describe_case
+from bench.contenders import check_agreement, start_contenders
 from minitransformer.errors import InputError
 
 LENGTHS = 1024, 2048, 4096, 8192, 16384
-LONGEST_BY_DEFINITION = 4096  # of the next, the probabilities alone take gigabytes
+LONGEST_BY_DEFINITION = 4096  # beyond, the probabilities alone take gigabytes
 TINY = 64
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def compare(length, cores):
-    """Measure one ``length`` on ``cores``, a thread each; return the result."""
+    """Measure one ``length`` on ``cores``, one thread per core; return the result."""
     contenders = {"ours": ("minitransformer", "kernels"), "peer": (PEER, "pytorch")}
     if length <= LONGEST_BY_DEFINITION:
         contenders["definition"] = "definition", "definition"
     used, samples = {}, []
-    for role, (name, who) in contenders.items():  # one at a time: memory is what is measured
+    for role, (name, who) in contenders.items():  # one at a time, so that they do not compete for memory
         order = {"who": who, "length": length, "threads": len(cores)}
-        with started((name, "bench.memory:measured", order, cores)) as (process,):
+        with start_contenders((name, "bench.memory:make_measurement", order, cores)) as (process,):
             ((used[f"{role}_bytes"], *results),) = process.warm_up(steps=1)
             samples.append((process, [results]))
     for other in samples[1:]:
         check_agreement(*samples[0], *other)
-    case = described(Case(T=length, backward=True), len(cores))
+    case = describe_case(Case(T=length, backward=True), len(cores))
     return {"benchmark": "memory", "case": case, "peer": PEER, **used}
 
 
-def slopes(results):
-    """Return the slope of log memory against log T, from the shortest to the longest, of each contender."""
+def compute_slopes(results):
+    """Return each contender's slope of log memory over log T, from its shortest to its longest T."""
     found = {}
     for role in ("ours", "peer", "definition"):
         points = [
@@ -50,16 +50,16 @@ def slopes(results):
     return found
 
 
-def measured(who, length, threads):
-    """Return a step whose value is the bytes that one call needed, then samples of its results."""
+def make_measurement(who, length, threads):
+    """Return a step whose value is the bytes that one call needed, followed by samples of its results."""
     if not CLEAR.exists():
-        raise InputError(f"only Linux can say how much a single call needed; this is {sys.platform}")
+        raise InputError(f"the memory of a single call can be measured on Linux only; this is {sys.platform}")
     cases = (Case(T=T, backward=True) for T in (TINY, length))
     tiny, whole = (ATTENTION[who](case, threads) for case in cases)
     tiny(0)
 
     def step(number):
-        CLEAR.write_text("5")  # the peak is now what is held
+        CLEAR.write_text("5")  # resets the peak
         before = _status("VmRSS")
         results = whole(number)
         return [_status("VmHWM") - before, *results]

@@ -1,8 +1,8 @@
-"""Does the same model learn the same? Our training run and PyTorch's, same weights, same batches.
+"""Our training run and PyTorch's, from the same weights on the same batches: do they learn the same?
 
 The ``shakespeare`` recipe in full, then the same initial weights and the same windows through PyTorch's
-autograd, attention and AdamW; both are judged on the whole validation part. This compares learning, not
-time: the seconds are recorded, but the two share a process.
+autograd, attention and AdamW; both are evaluated on all validation data. This compares learning, not time:
+the seconds are recorded, but both run in one process.
 """
 
 import time
@@ -26,7 +26,7 @@ RECIPE = "shakespeare"
 PEER_HAS = {"dropout": (0.0,), "positions": ("learned",), "activation": ("gelu_exact", "gelu_tanh")}
 
 
-def parity(data, assignments=()):
+def compare_training(data, assignments=()):
     """Return the result of training the ``shakespeare`` recipe on the text file ``data`` twice."""
     reuse_freed_memory()
     recipe = load_recipe(RECIPE, assignments)
@@ -76,18 +76,18 @@ def parity(data, assignments=()):
     }
 
 
-def _train(name, update_by, dataset, args):
-    """Do all steps of a run with ``update_by(batch, learning_rate)``, which returns the loss."""
+def _train(name, train, dataset, args):
+    """Run all steps by ``train(batch, learning_rate)``, which returns the loss."""
     steps = args.steps_for(dataset)
     losses, start = [], time.perf_counter()
     for step in track(range(steps), name, console=Console(stderr=True)):
         batch = dataset.collate(dataset.training_places(step, args.rows, args.seed))
-        losses.append(update_by(batch, args.learning_rate_at(step, steps)))
+        losses.append(train(batch, args.learning_rate_at(step, steps)))
     return {"losses": losses, "seconds": time.perf_counter() - start}
 
 
 def _check_comparable(config, args):
-    """Raise InputError for a setting that the peer does not have."""
+    """Raise InputError for a setting that the PyTorch model does not have."""
     for name, values in PEER_HAS.items():
         if getattr(config, name) not in values:
             raise InputError(

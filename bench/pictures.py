@@ -1,4 +1,4 @@
-"""Benchmarks as pictures."""
+"""Pictures of benchmark results."""
 
 import numpy as np
 
@@ -17,13 +17,12 @@ GRID = 0.25
 
 
 @drawing()
-def roofline(results, path):
-    """Draw the rate of every case of attention under the machine's ceilings, a panel for each thread count.
+def draw_roofline(results, path):
+    """Draw the rate of every case of attention under the machine's limits, one panel per thread count.
 
-    Across: work for each byte that must be moved at least, if nothing but the arguments and results touched
-    memory. Up: work in a second.
+    x: operations per byte, if only the arguments and results were moved. y: operations per second.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not every race is drawn
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not always needed
 
     counts = sorted({result["case"]["threads"] for result in results})
     figure = Figure(figsize=(6 * len(counts), 5), layout="constrained")
@@ -44,7 +43,7 @@ def roofline(results, path):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_title(f"attention, threads: {count}")
-        axes.set_xlabel("operations for each byte that must be moved")
+        axes.set_xlabel("operations per byte of arguments and results")
         axes.grid(alpha=GRID, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("GFLOP/s")
@@ -53,7 +52,7 @@ def roofline(results, path):
 
 
 def _roof(axes, results):
-    """Draw what the machine can do: the slope of its memory, the roof of its matrix products."""
+    """Draw the limits of the machine: the slope of its memory bandwidth, the roof of its matrix products."""
     rate, bandwidth = (
         max(result[name] for result in results) for name in ("ceiling_gflops", "ceiling_gigabytes_per_second")
     )
@@ -74,9 +73,9 @@ def _legend(axes, peer):
 
 
 @drawing()
-def memory_growth(results, slopes, path):
-    """Draw how much memory each contender needs as T grows."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not every race is drawn
+def draw_memory_growth(results, slopes, path):
+    """Draw the memory of each contender as T grows."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not always needed
 
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -97,7 +96,7 @@ def memory_growth(results, slopes, path):
     case = results[0]["case"]
     axes.set_title(f"attention, forward and backward, H={case['H']}, K={case['K']}")
     axes.set_xlabel("T")
-    axes.set_ylabel("memory that a call needs (MiB)")
+    axes.set_ylabel("memory of a call (MiB)")
     axes.grid(alpha=GRID)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -1,31 +1,31 @@
-"""What a benchmark says: progress while it runs, a table at its end, and JSON beside it."""
+"""The output of a benchmark: progress while it runs, a table at its end, and a JSON file."""
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from bench.machine import machine
+from bench.machine import describe_machine
 from minitransformer.system.files import write_json
 from minitransformer.system.progress import make_progress_bar
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 SIZES = ("B", "T", "D", "H", "K", "F", "V")
-ROW_SIZES = ("B", "T", "K")  # that cases of attention differ in
+ROW_SIZES = ("B", "T", "K")  # in which cases of attention differ
 
 
-def progress():
-    """Return a bar on standard error; where that is no terminal, only what is printed above it is seen."""
+def make_progress():
+    """Return a progress bar on standard error; without a terminal only the lines printed above it appear."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     description = TextColumn("{task.description}", table_column=Column(overflow="fold"))
     return make_progress_bar(console, BarColumn(bar_width=20), TimeRemainingColumn(), description)
 
 
 def print_table(results):
-    """Print the races ``results``: a block for each kind of case, and in it a case a row."""
+    """Print the ``results`` of races: a block per kind of case, with one case per row."""
     others = list(dict.fromkeys(name for result in results for name in result["other_seconds"]))
     blocks = {}
     for result in results:
-        kind, name = kind_and_name(result["case"])
+        kind, name = split_case(result["case"])
         row = (
             name,
             _times(result, "ours"),
@@ -45,16 +45,18 @@ def print_table(results):
 
 
 def print_means(means):
-    """Print the geometric means of the ratios, by what ``bench.attention.means`` groups them."""
+    """Print the geometric means of the ratios, by what ``bench.attention.compute_means`` groups them."""
     blocks = {}
     for group in means:
         count, which, mask, mean, smallest = group.values()
-        blocks.setdefault(threads(count), []).append((f"{which}, {mask}", f"{mean:.2f}", f"{smallest:.2f}"))
+        blocks.setdefault(format_threads(count), []).append(
+            (f"{which}, {mask}", f"{mean:.2f}", f"{smallest:.2f}")
+        )
     _print_blocks("ratios at K=64, T 512 to 4096", ("", "geometric mean", "smallest"), blocks)
 
 
 def print_memory(results, slopes):
-    """Print how many MiB each contender needed, a length a row."""
+    """Print the memory of each contender in MiB, one length per row."""
     columns = {"ours": "ours", "peer": results[0]["peer"], "definition": "definition"}
     rows = []
     for result in results:
@@ -66,39 +68,39 @@ def print_memory(results, slopes):
         "memory of attention, forward and backward, in MiB",
         ("", *columns.values()),
         {"": rows},
-        "slope: of log memory against log T; 1 is linear, 2 quadratic",
+        "slope: of log memory over log T; 1 is linear, 2 quadratic",
     )
 
 
 def write_results(json_file, results, **summary):
-    """Write ``results`` and a ``summary`` of them with the machine they were measured on."""
-    write_json(json_file, {"machine": machine(), **summary, "results": results})
+    """Write ``results``, a ``summary`` of them and the machine on which they were measured."""
+    write_json(json_file, {"machine": describe_machine(), **summary, "results": results})
 
 
-def kind_and_name(case):
-    """Return in a few words what a case has in common with others, and what tells it from them."""
+def split_case(case):
+    """Return the heading of the block that a case belongs to, and the title of its row."""
     if "pass" not in case:
-        return sizes(case), threads(case["threads"])
+        return format_sizes(case), format_threads(case["threads"])
     mask = "causal" if case["causal"] else "full"
     dropout = f", dropout {case['dropout']}" if case["dropout"] else ""
-    kind = f"{case['pass']}, {mask}{dropout}, H={case['H']}, {threads(case['threads'])}"
+    kind = f"{case['pass']}, {mask}{dropout}, H={case['H']}, {format_threads(case['threads'])}"
     return kind, ", ".join(str(case[letter]) for letter in ROW_SIZES)
 
 
-def in_words(case):
-    """Return ``case`` of attention in one line."""
-    kind, _ = kind_and_name(case)
+def describe_attention(case):
+    """Return a case of attention in one line of words."""
+    kind, _ = split_case(case)
     return f"{kind}, {', '.join(f'{letter}={case[letter]}' for letter in ROW_SIZES)}"
 
 
-def sizes(case):
-    """Return the sizes of ``case`` in a few words."""
+def format_sizes(case):
+    """Return the sizes of ``case`` in words."""
     layers = [f"{case['layers']} layers"] if "layers" in case else []
     return ", ".join([*layers, *(f"{letter}={case[letter]}" for letter in SIZES if letter in case)])
 
 
-def threads(count):
-    """Return ``count`` of threads in words."""
+def format_threads(count):
+    """Return the number of threads in words."""
     return f"{count} thread" + "s" * (count != 1)
 
 
@@ -107,8 +109,7 @@ def _row_title(case):
 
 
 def _print_blocks(title, header, blocks, *notes):
-    """Print ``blocks``, ``{heading: rows}``, in columns under one ``header``, no cell cut, however narrow
-    the terminal is."""
+    """Print ``blocks``, ``{heading: rows}``, in columns under one ``header``; no cell is ever truncated."""
     rows = [header, *(row for block in blocks.values() for row in block)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

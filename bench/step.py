@@ -1,23 +1,22 @@
-"""How long does a training step take? Ours against PyTorch eager on the CPU.
+"""The time of a training step: ours against PyTorch eager on the CPU.
 
-Both do all of it: forward, loss, backward, clipping by global norm, AdamW, from the same weights on the
-same batches. Ours keeps freed memory for the next step, as the trainer does; PyTorch allocates as it comes.
-Its AdamW is the fused one: not the default on a CPU, but several times faster on large tables, and a peer
-should be taken at its best.
+Both run the whole step: forward, loss, backward, clipping by global norm, AdamW, from the same weights on the
+same batches. Ours reuses freed memory in the next step, as the trainer does; PyTorch allocates by default.
+PyTorch's AdamW is the fused one: not the default on a CPU, but several times faster on large tables.
 
-The same step by definitions alone runs beside them, to show what the kernels give.
+The same step by definitions shows what the kernels gain.
 
-The share of the ceiling counts three forwards' matrix products a step, attention's by the full square, and
-compares with the rate of NumPy's own float32 products on as many threads.
+The share of the ceiling counts the matrix products of three forward passes per step, attention's for all T²
+entries, relative to the rate of NumPy's float32 products on as many threads.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from bench.attention import with_kernels, without_kernels
+from bench.attention import require_kernels, switch_kernels_off
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS
-from bench.contenders import median_seconds, race, started, summary
+from bench.contenders import compute_median, race, start_contenders, summarise
 from minitransformer.data import TokenWindows
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.system.memory import reuse_freed_memory
@@ -25,7 +24,7 @@ from minitransformer.training import TrainingArguments, train_step
 from minitransformer.training.optimisers import make_optimiser
 
 PEER = "pytorch-eager"
-BATCHES = 8  # different ones, again and again
+BATCHES = 8  # different ones, repeated
 SEED = 1337
 ARGUMENTS = TrainingArguments(
     learning_rate=1e-3, adam_beta1=0.9, adam_beta2=0.99, weight_decay=0.1, max_grad_norm=1.0
@@ -41,8 +40,8 @@ class Case:
     config: GPTConfig
 
 
-def nanogpt(**shape):
-    """Return a GPT's configuration with what nanoGPT chooses: the exact GELU, and no biases."""
+def make_nanogpt_config(**shape):
+    """Return a GPT's configuration with nanoGPT's choices: the exact GELU, and no biases."""
     return GPTConfig(activation="gelu_exact", bias=False, **shape)
 
 
@@ -50,36 +49,36 @@ CASES = (
     Case(
         "nanoGPT's laptop configuration",
         12,
-        nanogpt(vocabulary_size=65, context_length=64, layers=4, heads=4, width=128),
+        make_nanogpt_config(vocabulary_size=65, context_length=64, layers=4, heads=4, width=128),
     ),
     Case(
         "nanoGPT's GPU configuration, smaller batch",
         8,
-        nanogpt(vocabulary_size=65, context_length=256, layers=6, heads=6, width=384),
+        make_nanogpt_config(vocabulary_size=65, context_length=256, layers=6, heads=6, width=384),
     ),
     Case(
         "two layers of GPT-2",
         2,
-        nanogpt(vocabulary_size=50257, context_length=256, layers=2, heads=12, width=768),
+        make_nanogpt_config(vocabulary_size=50257, context_length=256, layers=2, heads=12, width=768),
     ),
 )
 
 
-def compare(case, cores, advance=lambda: None, peer_factory="bench.step:pytorch_step"):
-    """Race a training step of ``case`` on ``cores``, a thread each; return the result."""
+def compare(case, cores, advance=lambda: None, peer_factory="bench.step:make_pytorch_step"):
+    """Race a training step of ``case`` on ``cores``, one thread per core; return the result."""
     settings = {"config": asdict(case.config), "rows": case.rows}
-    with started(
-        ("minitransformer", "bench.step:our_step_by_kernels", settings, cores),
+    with start_contenders(
+        ("minitransformer", "bench.step:make_kernel_step", settings, cores),
         (PEER, peer_factory, {**settings, "threads": len(cores)}, cores),
-        ("definition", "bench.step:our_step_by_definitions", settings, cores),
+        ("definition", "bench.step:make_definition_step", settings, cores),
         ("the ceiling", MATRIX_PRODUCT, {}, cores),
     ) as (ours, peer, definition, ceiling):
         race(ours, peer, definition, ceiling, same=[peer, definition], advance=advance)
     result = {
         "benchmark": "step",
-        "case": described(case, len(cores)),
-        **summary(ours, peer),
-        "other_seconds": {definition.name: median_seconds(definition)},
+        "case": describe_case(case, len(cores)),
+        **summarise(ours, peer),
+        "other_seconds": {definition.name: compute_median(definition)},
     }
     flops = 3 * case.rows * GPT(case.config).forward_flops(case.config.context_length)
     rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
@@ -87,8 +86,8 @@ def compare(case, cores, advance=lambda: None, peer_factory="bench.step:pytorch_
     return {**result, "ceiling_share": share, "ceiling_gflops": rate / 1e9}
 
 
-def described(case, threads):
-    """Return ``case`` by the letters of its sizes."""
+def describe_case(case, threads):
+    """Return ``case`` as a dictionary, sizes by their letters."""
     config = case.config
     return {
         "B": case.rows,
@@ -107,10 +106,10 @@ def described(case, threads):
     }
 
 
-def our_step(config, rows):
+def _make_our_step(config, rows):
     """Return our training step on batch ``number``, which returns the loss."""
     reuse_freed_memory()
-    model, batches = model_and_batches(config, rows)
+    model, batches = _make_model_and_batches(config, rows)
     optimiser = make_optimiser(model, ARGUMENTS)
 
     def step(number):
@@ -120,24 +119,24 @@ def our_step(config, rows):
     return step
 
 
-def our_step_by_kernels(config, rows):
-    """Return our training step, which must not have run a definition in place of a kernel."""
-    return with_kernels(our_step(config, rows))
+def make_kernel_step(config, rows):
+    """Return our training step; it raises RuntimeError if a definition ran instead of a kernel."""
+    return require_kernels(_make_our_step(config, rows))
 
 
-def our_step_by_definitions(config, rows):
-    """Return the same step without kernels."""
-    return without_kernels(our_step(config, rows))
+def make_definition_step(config, rows):
+    """Return the same step with kernels off."""
+    return switch_kernels_off(_make_our_step(config, rows))
 
 
-def pytorch_step(config, rows, threads):
+def make_pytorch_step(config, rows, threads):
     """Return PyTorch's training step on batch ``number``, which returns the loss."""
-    import torch  # noqa: PLC0415  in the peer's process alone
+    import torch  # noqa: PLC0415  only in the peer's process
 
     from bench import torch_gpt  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    model, batches = model_and_batches(config, rows)
+    model, batches = _make_model_and_batches(config, rows)
     tensors = torch_gpt.tensors_like(model, torch.float32)
     optimiser = torch_gpt.adamw(tensors, ARGUMENTS, fused=True)
     pairs = [[torch.from_numpy(batch[name]) for name in ("ids", "targets")] for batch in batches]
@@ -152,8 +151,8 @@ def pytorch_step(config, rows, threads):
     return step
 
 
-def model_and_batches(config, rows):
-    """Return the model and the batches that both sides start from: random tokens."""
+def _make_model_and_batches(config, rows):
+    """Return the initial model and the batches, of random tokens, for both contenders."""
     model = GPT(GPTConfig(**config)).build(seed=SEED)
     length = model.config.context_length
     tokens = np.random.default_rng(SEED).integers(0, model.config.vocabulary_size, 100 * length)

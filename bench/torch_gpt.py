@@ -1,7 +1,7 @@
-"""The same GPT in PyTorch, written apart from the library: the oracle of tests, the peer of benchmarks."""
+"""The same GPT in PyTorch, independent of the library: the oracle of tests, the peer of benchmarks."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's name for it
+import torch.nn.functional as F  # noqa: N812  its usual name
 
 
 def tensors_like(model, dtype):
@@ -37,13 +37,13 @@ def logits(tensors, config, ids):
 
 
 def mean_loss(tensors, config, ids, targets):
-    """Return the mean cross-entropy in nats a token."""
+    """Return the mean cross-entropy in nats per token."""
     scores = logits(tensors, config, ids)
     return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
 
 
 def adamw(tensors, arguments, fused=None):
-    """Return PyTorch's AdamW, set as nanoGPT sets it: decay on what has two or more dimensions."""
+    """Return PyTorch's AdamW with nanoGPT's settings: decay on tensors of two or more dimensions."""
     decayed = [tensor for tensor in tensors.values() if tensor.ndim >= 2]
     others = [tensor for tensor in tensors.values() if tensor.ndim < 2]
     groups = [
@@ -60,7 +60,7 @@ def adamw(tensors, arguments, fused=None):
 
 
 def train_step(tensors, config, optimiser, ids, targets, learning_rate, max_grad_norm):
-    """Do one training step; return the loss before it."""
+    """Run one training step; return the loss before it."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()

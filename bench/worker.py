@@ -1,9 +1,9 @@
-"""A contender in a process of its own: ``python -m bench.worker ORDER``, started by ``bench.contenders``.
+"""The process of a contender: ``python -m bench.worker ORDER``, started by ``bench.contenders``.
 
-ORDER is JSON: the ``cores`` to stay on, the ``factory`` ("module:function") and its ``settings``. The process
-takes its cores before it imports anything that starts threads, then calls the factory, which returns the
-function to be timed: ``step(number)``, with a number, or a list of them, that can be compared between
-contenders. Every line on standard input says how many steps to do; every answer on standard output is a
+ORDER is JSON: the ``cores`` to be pinned to, the ``factory`` ("module:function") and its ``settings``. The
+process is pinned before it imports anything that starts threads, then calls the factory, which returns the
+function to be timed: ``step(number)``, which returns a number, or a list of them, to be compared between
+contenders. Every line on standard input is a number of steps to run; every answer on standard output is a
 line of JSON.
 """
 
@@ -13,11 +13,11 @@ import os
 import sys
 import time
 
-SHORT = 0.05  # seconds; of a contender that hardly waited, as one alone does, nothing can be said
+SHORT = 0.05  # seconds; a contender that waited less, as one alone does, is not checked
 
 
 def work(order, requests, answers):
-    """Do as ``order`` says; answer every line of ``requests`` by one in ``answers``, the first unasked."""
+    """Run ``order``: write a line to ``answers`` when ready, and one per line of ``requests``."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, order["cores"])
     module, function = order["factory"].split(":")
@@ -41,7 +41,7 @@ def work(order, requests, answers):
 
 
 def main():
-    """Keep standard output for the answers alone: whatever else is printed goes to standard error."""
+    """Use standard output for answers only: anything else that is printed goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     work(json.loads(sys.argv[1]), sys.stdin, answers)
