@@ -24,6 +24,7 @@ from tutorials.svg import (
 )
 
 FILLS = ["#f6f8fa", "#eef4fb", "#f1f8f2", "#fdf6e7", "#f4f0fa"]
+OF_CACHE = ("cache", "positions")  # arguments of a block that matter in generation alone
 ROOM = 525  # for the lines that describe a folder
 LANES = ["#2f6db3", "#c8455a", "#2c8a57", "#b7791f", "#7a5bb5", "#4a8fa8", "#8c6d5a"]
 
@@ -124,9 +125,9 @@ def import_arrows(edges, middles, right):
 
 def block():
     """Return the picture of a pre-norm block: its code, and how values and gradients pass through it."""
-    forward, backward = block_statements()
+    arguments, forward, backward = block_statements()
     parts = [text(24, 36, "layers/blocks.py: PreNormBlock, without dropout and cache", 15, MUTED, SANS)]
-    parts += [text(24, 72, "def __call__(self, x, mask, key):", 14)]
+    parts += [text(24, 72, f"def __call__({', '.join(arguments)}):", 14)]
     y = 94
     for statement in forward:
         parts.append(text(57.7, y, statement, 14, BLUE))
@@ -146,14 +147,16 @@ def block():
 
 
 def block_statements():
-    """Return the lines of ``PreNormBlock``'s forward and backward, without dropout and cache."""
+    """Return the arguments of ``PreNormBlock``, and the lines of its forward and of its backward."""
     tree = ast.parse((ROOT / "minitransformer/layers/blocks.py").read_text(encoding="utf-8"))
     block_class = next(node for node in tree.body if getattr(node, "name", "") == "PreNormBlock")
     call = next(node for node in block_class.body if getattr(node, "name", "") == "__call__")
     inner = next(node for node in call.body if isinstance(node, ast.FunctionDef))
     called = [node for node in call.body if isinstance(node, ast.Assign)]
     forward = [ast.unparse(_WithoutDropout().visit(node)) for node in called if not _is_dropout(node)]
-    return forward, [ast.unparse(_WithoutDropout().visit(node)) for node in inner.body]
+    backward = [ast.unparse(_WithoutDropout().visit(node)) for node in inner.body]
+    arguments = [argument.arg for argument in call.args.args if argument.arg not in OF_CACHE]
+    return arguments, forward, backward
 
 
 def _is_dropout(node):
@@ -163,13 +166,13 @@ def _is_dropout(node):
 
 
 class _WithoutDropout(ast.NodeTransformer):
-    """Write f(dropout_backward(dy)) as f(dy), ``attention_key`` as ``key``, and no cache."""
+    """Write f(dropout_backward(dy)) as f(dy), ``attention_key`` as ``key``, and no ``OF_CACHE``."""
 
     def visit_Call(self, node):
         self.generic_visit(node)
         if "dropout" in getattr(node.func, "id", ""):
             return node.args[0]
-        node.args = [argument for argument in node.args if getattr(argument, "id", "") != "cache"]
+        node.args = [argument for argument in node.args if getattr(argument, "id", "") not in OF_CACHE]
         return node
 
     def visit_Name(self, node):

@@ -1,0 +1,92 @@
+"""What is added to the package is registered everywhere, so that the tests that walk over tables find it.
+
+ARCHITECTURE.md, "To add an operation, a layer, a model, a kernel, a recipe", names these tests.
+"""
+
+import ast
+import re
+
+import pytest
+
+from minitransformer import dispatch, functional, kernels, layers
+from minitransformer.parameters import Layer
+from minitransformer.recipes import recipe_names
+from tutorials.source_imports import KERNELS, PACKAGE, ROOT, modules
+
+OPERATIONS = {name for name in functional.__all__ if f"{name}_backward" in functional.__all__}
+IN_LAYERS_AND_MODELS = [*(PACKAGE / "layers").glob("*.py"), *(PACKAGE / "models").glob("*.py")]
+
+
+def defined(path, kind=ast.FunctionDef):
+    """Return the public names of the functions or classes at the top of a file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {node.name for node in body if isinstance(node, kind) and not node.name.startswith("_")}
+
+
+def pairs(path):
+    """Return the operations of which a file defines forward and backward."""
+    names = defined(path)
+    return {name for name in names if f"{name}_backward" in names}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.stem)
+def test_every_pair_of_a_file_is_an_operation_of_functional(path):
+    assert pairs(path) <= OPERATIONS, f"export it from functional/__init__.py: {pairs(path) - OPERATIONS}"
+    alone = {name for name in defined(path) if name.endswith("_backward")}
+    assert alone == {f"{name}_backward" for name in pairs(path)}
+
+
+def test_dispatch_pairs_a_forward_with_its_own_backward():
+    dispatched = {name.removesuffix("_backward") for name in vars(dispatch) if name.endswith("_backward")}
+    assert dispatched <= OPERATIONS
+    for name in dispatched:
+        assert getattr(dispatch, name).__wrapped__ is getattr(functional, name)
+        assert getattr(dispatch, f"{name}_backward").__wrapped__ is getattr(functional, f"{name}_backward")
+
+
+@pytest.mark.parametrize("path", IN_LAYERS_AND_MODELS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_layers_and_models_call_operations_by_dispatch(path):
+    """Called on ``functional`` directly, an operation runs without kernels, and traces do not show it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    from_functional = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minitransformer.functional")
+        for alias in node.names
+    }
+    assert not from_functional & (OPERATIONS | {f"{name}_backward" for name in OPERATIONS})
+    called = {name for name in OPERATIONS if re.search(rf"dispatch\.{name}(_backward)?\b", path.read_text())}
+    assert called <= set(vars(dispatch)), f"give it a row in dispatch.py: {called - set(vars(dispatch))}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "layers").glob("*.py")), ids=lambda path: path.stem)
+def test_every_layer_of_a_file_is_exported(path):
+    module = __import__(f"minitransformer.layers.{path.stem}", fromlist=["*"])
+    classes = [vars(module)[name] for name in defined(path, ast.ClassDef)]
+    own = {layer.__name__ for layer in classes if issubclass(layer, Layer)}
+    own -= {"Recomputed"}  # made by ``recompute``
+    assert own <= set(layers.__all__), f"export it from layers/__init__.py: {own - set(layers.__all__)}"
+
+
+def test_every_fused_pair_is_registered_and_tested():
+    known = modules()
+    registered = {
+        kernel.module.removeprefix("minitransformer.") for row in kernels.KERNELS.values() for kernel in row
+    }
+    for module, path in known.items():
+        if module.startswith("kernels."):
+            fused = pairs(path) & OPERATIONS
+            assert not fused or module in registered, f"{module}: give it a row in kernels/__init__.py"
+    for operation, row in kernels.KERNELS.items():
+        assert operation in OPERATIONS
+        assert list((ROOT / "tests/kernels").glob(f"test_kernel_{operation}*.py"))
+        for kernel in row:
+            path = known[kernel.module.removeprefix("minitransformer.")]
+            assert path.is_relative_to(KERNELS)
+            assert operation in pairs(path)
+
+
+def test_the_readme_names_every_recipe():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| recipe \|.*?\n\n", readme, flags=re.DOTALL)
+    assert sorted(re.findall(r"`([a-z-]+)`", table)) == recipe_names()
