@@ -85,7 +85,12 @@ def transformers(torch):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how much was not compared with anything."""
+    """Say how much was not compared with anything, and how long each folder took."""
+    from common.budgets import seconds_by_row, table_of_times
+
+    outcomes = [terminalreporter.stats.get(outcome, []) for outcome in ("", "passed", "failed", "error")]
+    for line in table_of_times(seconds_by_row(report for reports in outcomes for report in reports)):
+        terminalreporter.write_line(line)
     skipped = terminalreporter.stats.get("skipped", [])
     count = sum(NEEDS_ORACLE in str(report.longrepr) for report in skipped)
     if count:

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from minitransformer import dispatch, functional, kernels, layers
+from minitransformer import dispatch, functional, kernels, layers, models
 from minitransformer.parameters import Layer
 from minitransformer.recipes import recipe_names
 from tutorials.source_imports import KERNELS, PACKAGE, ROOT, modules
@@ -66,6 +66,16 @@ def test_every_layer_of_a_file_is_exported(path):
     own = {layer.__name__ for layer in classes if issubclass(layer, Layer)}
     own -= {"Recomputed"}  # made by ``recompute``
     assert own <= set(layers.__all__), f"export it from layers/__init__.py: {own - set(layers.__all__)}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_every_model_of_a_file_is_exported(path):
+    module = __import__(f"minitransformer.models.{path.stem}", fromlist=["*"])
+    classes = [vars(module)[name] for name in defined(path, ast.ClassDef)]
+    own = {model.__name__ for model in classes if hasattr(model, "loss") and issubclass(model, Layer)}
+    assert own <= set(models.__all__), f"export it from models/__init__.py: {own - set(models.__all__)}"
+    for name in own:
+        assert list((ROOT / "tests/models").glob(f"test_{path.stem}*.py")), f"no test of {name}"
 
 
 def test_every_fused_pair_is_registered_and_tested():

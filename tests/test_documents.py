@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from common.budgets import BUDGETS, REPORTED_FROM, seconds_by_row, table_of_times
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minitransformer"
@@ -49,6 +51,44 @@ def test_the_links_of_the_documents_lead_somewhere():
         text = (ROOT / document).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / target).exists(), f"{document}: {target}"
+
+
+def test_each_folder_of_tests_has_a_budget_and_all_together_ten_minutes():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| tests \| seconds \|\n\|---\|---\|\n(.*?)\n\n", text, flags=re.DOTALL)
+    rows = dict(re.findall(r"\| `?([\w. ]+?)/?`? \| (\d+) \|", table))
+    assert rows == {row: str(seconds) for row, seconds in BUDGETS.items()}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == {row for row in BUDGETS if "." not in row and " " not in row}
+    assert sum(BUDGETS.values()) <= 600
+
+
+def test_a_long_run_says_what_each_folder_took():
+    reports = [
+        SimpleNamespace(nodeid=f"{path}::test", duration=REPORTED_FROM / 2)
+        for path in ("tests/kernels/test_a.py", "tests/kernels/test_b.py", "tests/test_root.py")
+    ]
+    seconds = seconds_by_row(reports)
+    assert seconds == {"kernels": REPORTED_FROM, "the other files": REPORTED_FROM / 2}
+    first, second = table_of_times(seconds)
+    assert first.split() == ["60", "s", "of", str(BUDGETS["kernels"]), "s", "kernels"]
+    assert second.endswith("the other files")
+    assert table_of_times(seconds_by_row(reports[:1])) == []
+
+
+def test_the_tests_that_the_architecture_names_exist():
+    """ "NAME there" is in the file of its own row, a name with :: in the file before it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\btest_\w+(?!\w|\.py|\*)", text)) - {"test_kernel_NAME"}
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 10
+    for name in named:
+        assert f"def {name}(" in sources, name
+    folders = "minitransformer", "kernels", "tests", "tutorials"
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    for path in re.findall(r"`((?:tests/)?[\w/]+\.(?:py|toml))(?:::\w+)?`", text):
+        if "NAME" not in path:
+            assert any(file.match(path) for file in files), path
 
 
 def test_cupy_is_imported_in_one_place():

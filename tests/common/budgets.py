@@ -1,0 +1,45 @@
+"""How many seconds each folder of tests may take on two cores with all oracles, and how many it took."""
+
+from collections import Counter
+
+BUDGETS = {
+    "bench": 60,
+    "command": 50,
+    "data": 15,
+    "evaluation": 15,
+    "functional": 25,
+    "generation": 15,
+    "gradcheck": 15,
+    "inspection": 20,
+    "kernels": 80,
+    "layers": 10,
+    "models": 40,
+    "pretrained": 40,
+    "recipes": 25,
+    "system": 10,
+    "training": 50,
+    "test_tutorials.py": 100,
+    "the other files": 20,
+}
+REPORTED_FROM = 60  # seconds of a run
+
+
+def budgeted(path):
+    """Return the row of ``BUDGETS`` that the tests of ``path``, such as "tests/data/test_text.py", are in."""
+    place = path.split("/")[1]
+    return place if place in BUDGETS else "the other files"
+
+
+def seconds_by_row(reports):
+    """Return the seconds that the tests of each row took, by pytest's ``reports``."""
+    seconds = Counter()
+    for report in reports:
+        seconds[budgeted(report.nodeid.partition("::")[0])] += report.duration
+    return seconds
+
+
+def table_of_times(seconds):
+    """Return lines that say what each row took beside its budget, the slowest first; none for a short run."""
+    if sum(seconds.values()) < REPORTED_FROM:
+        return []
+    return [f"{taken:6.0f} s of {BUDGETS[row]:4d} s  {row}" for row, taken in Counter(seconds).most_common()]
