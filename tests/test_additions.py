@@ -4,13 +4,15 @@ ARCHITECTURE.md, "To add an operation, a layer, a model, a kernel, a recipe", na
 """
 
 import ast
+import importlib
 import re
 
 import pytest
 
 from minitransformer import dispatch, functional, kernels, layers, models
+from minitransformer.models.table import ARCHITECTURES
 from minitransformer.parameters import Layer
-from minitransformer.recipes import recipe_names
+from minitransformer.recipes import load_recipe, recipe_names
 from tutorials.source_imports import KERNELS, PACKAGE, ROOT, modules
 
 OPERATIONS = {name for name in functional.__all__ if f"{name}_backward" in functional.__all__}
@@ -61,21 +63,40 @@ def test_layers_and_models_call_operations_by_dispatch(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "layers").glob("*.py")), ids=lambda path: path.stem)
 def test_every_layer_of_a_file_is_exported(path):
-    module = __import__(f"minitransformer.layers.{path.stem}", fromlist=["*"])
+    module = importlib.import_module(f"minitransformer.layers.{path.stem}")
     classes = [vars(module)[name] for name in defined(path, ast.ClassDef)]
     own = {layer.__name__ for layer in classes if issubclass(layer, Layer)}
     own -= {"Recomputed"}  # made by ``recompute``
     assert own <= set(layers.__all__), f"export it from layers/__init__.py: {own - set(layers.__all__)}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
-def test_every_model_of_a_file_is_exported(path):
-    module = __import__(f"minitransformer.models.{path.stem}", fromlist=["*"])
+def models_of(path):
+    """Return the names of the models that a file of ``models`` defines."""
+    module = importlib.import_module(f"minitransformer.models.{path.stem}")
     classes = [vars(module)[name] for name in defined(path, ast.ClassDef)]
-    own = {model.__name__ for model in classes if hasattr(model, "loss") and issubclass(model, Layer)}
+    return {model.__name__ for model in classes if hasattr(model, "loss") and issubclass(model, Layer)}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_every_model_of_a_file_is_exported_and_tested(path):
+    own = models_of(path)
     assert own <= set(models.__all__), f"export it from models/__init__.py: {own - set(models.__all__)}"
-    for name in own:
-        assert list((ROOT / "tests/models").glob(f"test_{path.stem}*.py")), f"no test of {name}"
+    if own:
+        assert list((ROOT / "tests/models").glob(f"test_{path.stem}*.py"))
+
+
+def test_every_model_has_a_row_and_a_layout():
+    known = set().union(*map(models_of, (PACKAGE / "models").glob("*.py")))
+    rows = {row.model.__name__ for row in ARCHITECTURES.values()}
+    assert known == rows, f"give it a row in models/table.py: {known - rows}"
+    for name, row in ARCHITECTURES.items():
+        assert row.name == name
+        layout = importlib.import_module(f"minitransformer.pretrained.{row.layout}")
+        assert isinstance(layout.MODEL_TYPE, str)
+
+
+def test_every_architecture_has_a_recipe():
+    assert {load_recipe(name).architecture.name for name in recipe_names()} == set(ARCHITECTURES)
 
 
 def test_every_fused_pair_is_registered_and_tested():
