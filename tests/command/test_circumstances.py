@@ -1,50 +1,27 @@
 """The command line wherever it is run: no home, no such user, odd names, closed streams, many at once."""
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import typing
 
 import pytest
 import typer
-from common.command_line import SETTINGS, TEXT, command, minitransformer
-from common.processes import running
+from common.command_line import (
+    TEXT,
+    TINY,
+    answer,
+    assert_one_error,
+    command,
+    environment,
+    minitransformer,
+)
 
 from minitransformer.command.app import app
 from minitransformer.command.options import Data
-from minitransformer.errors import InputError
-from minitransformer.system.folders import lock_folder, make_new_folder
 
-TINY = *SETTINGS, "--set", "max_steps=2"
 ODD = os.fsdecode(b"caf\xe9")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with texts, and a small model trained on one of them in ``model``."""
-    root = tmp_path_factory.mktemp("circumstances")
-    (root / "text.txt").write_text(TEXT)
-    done = minitransformer(
-        "train", "shakespeare", "--data", "text.txt", "--output-dir", "model", *TINY, cwd=root
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return root
-
-
-def environment(without=(), **changes):
-    """Return the environment with ``changes``, ``without`` what would stand in their way."""
-    return {name: value for name, value in os.environ.items() if name not in without} | changes
-
-
-def assert_one_error(done, message):
-    assert done.returncode == 1
-    assert done.stderr.startswith("minitransformer: error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
 
 
 # --- home
@@ -174,7 +151,7 @@ def text_parameters():
 
 @pytest.mark.parametrize("arguments", [*text_parameters()], ids=" ".join)
 def test_a_text_that_is_not_utf_8_is_told_with_its_place(folder, arguments):
-    done = minitransformer(*arguments, f"seed={ODD}", cwd=folder)
+    done = answer(*arguments, f"seed={ODD}", cwd=folder)
     assert_one_error(done, "is not UTF-8 text: byte 0xe9 at offset 8 can't be decoded")
 
 
@@ -229,128 +206,6 @@ def test_names_need_not_be_utf_8(folder):
         ("train", "shakespeare", "--data", f"{ODD}/nothing"),
     ):
         assert_one_error(minitransformer(*arguments, cwd=folder), "caf?/nothing")
-
-
-# --- output is never input
-
-
-@pytest.mark.parametrize("output", ["runs/shakespeare", "."])
-def test_a_run_inside_its_own_text(tmp_path, output):
-    """Nothing that a run writes is learned from afterwards: the text is the same as before."""
-    (tmp_path / "a.txt").write_text(TEXT)
-
-    def run(*arguments):
-        done = minitransformer(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("train", "shakespeare", "--data", ".", "--output-dir", output, *TINY)
-    run("attention", output, "--text", "the")
-    score = json.loads(run("evaluate", output))
-    assert score["text"] == "validation"
-    assert json.loads(run("evaluate", output, "--data", ".")) == score
-    assert json.loads(run("evaluate", output, "--data", "**/*.*")) == score
-    run("train", "--resume", "--output-dir", output, "--set", "max_steps=3")
-    run("train", "shakespeare", "--data", ".", "--output-dir", "runs/second", *TINY)
-    first, second = (
-        json.loads((tmp_path / each / "corpus.json").read_text()) for each in (output, "runs/second")
-    )
-    assert first["sha256"] == second["sha256"]
-
-
-# --- a folder for each run
-
-
-def test_a_folder_is_new_and_goes_if_nothing_was_written(tmp_path):
-    wanted = tmp_path / "runs" / "sort"
-    with make_new_folder(wanted) as first, make_new_folder(wanted) as second:
-        assert (first, second) == (wanted, tmp_path / "runs" / "sort-2")
-        assert first.is_dir() and second.is_dir()
-        (second / "kept").touch()
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sort-2"]
-    with pytest.raises(KeyboardInterrupt), make_new_folder(tmp_path / "new" / "sort"):
-        raise KeyboardInterrupt
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").touch()
-    message = "file is a file; expected a folder to write to"
-    with pytest.raises(InputError, match=message), make_new_folder(tmp_path / "file" / "sort"):
-        pass
-
-
-CLAIM = """
-import sys, time
-from pathlib import Path
-from minitransformer.system.folders import lock_folder, make_new_folder
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(200):
-    with make_new_folder(Path("runs/sort")) as folder:
-        (folder / "mine").touch(exist_ok=False)
-"""
-
-
-def test_nobody_gets_the_same_folder(tmp_path):
-    """Three processes take two hundred folders each, at the same time."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with contextlib.ExitStack() as stack:
-        claim = [sys.executable, "-c", CLAIM]
-        racing = [stack.enter_context(running(claim, cwd=tmp_path, **pipes)) for _ in range(3)]
-        for process in racing:
-            assert process.stdout.readline() == "ready\n"
-        for process in racing:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in racing:
-            process.communicate(timeout=120)
-            assert process.returncode == 0
-    assert len(list((tmp_path / "runs").iterdir())) == 600
-
-
-def test_two_runs_started_at_once(folder):
-    task = "train", "shakespeare", "--data", "text.txt", *TINY
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with contextlib.ExitStack() as stack:
-        racing = [stack.enter_context(running(command(*task), cwd=folder, **pipes)) for _ in range(2)]
-        outputs = [process.communicate(timeout=120) for process in racing]
-    assert [process.returncode for process in racing] == [0, 0], outputs
-    for name in ("shakespeare", "shakespeare-2"):
-        assert (folder / "runs" / name / "model.safetensors").exists()
-        assert sum(f"runs/{name} holds the model" in output for output, _ in outputs) == 1
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("pyton",), ("shakespeare",), ("shakespeare", "--data", "none.txt"), ("sort", "--device", "tpu")],
-    ids=" ".join,
-)
-def test_a_start_that_failed_leaves_no_folder(tmp_path, arguments):
-    done = minitransformer("train", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_start_that_was_interrupted_leaves_no_folder(tmp_path):
-    """Ctrl-C while it waits for another process that makes tokens."""
-    (tmp_path / "text.txt").write_text(TEXT)
-    (tmp_path / "tokens").mkdir()
-    with (
-        lock_folder(tmp_path / "tokens"),
-        running(
-            command("train", "shakespeare", "--data", "text.txt"),
-            cwd=tmp_path,
-            env=environment(MINITRANSFORMER_CACHE=str(tmp_path)),
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as waiting,
-    ):
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "runs" / "shakespeare").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        waiting.send_signal(signal.SIGINT)
-        _, errors = waiting.communicate(timeout=60)
-    assert (waiting.returncode, errors) == (130, "")
-    assert not (tmp_path / "runs").exists()
 
 
 # --- streams and places
