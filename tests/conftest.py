@@ -54,22 +54,6 @@ def same_draws_alone_and_in_company(request):
         request.module.RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture
-def short_races(monkeypatch):
-    """Let the benchmarks' races take two short turns."""
-    from bench import contenders
-
-    monkeypatch.setattr(contenders, "TURNS", 2)
-    monkeypatch.setattr(contenders, "TURN_SECONDS", 0.01)
-
-
-@pytest.fixture
-def planted(request, tmp_path, monkeypatch):
-    """Let processes that the test starts import ``planted``: the text ``PLANTED`` of its module."""
-    (tmp_path / "planted.py").write_text(request.module.PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-
 @pytest.fixture(scope="session")
 def torch():
     """PyTorch."""

@@ -17,7 +17,6 @@ from bench.report import print_means, print_memory, print_table, write_results
 from bench.step import Case, compare, make_nanogpt_config
 from minitransformer.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("short_races")
 RECORDS = Path(__file__).parents[2] / "bench" / "results"
 CORES = list_cores()[:1]
 SMALL = Case(

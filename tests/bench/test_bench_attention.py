@@ -12,10 +12,8 @@ from bench.attention import Case, compute_means
 from bench.contenders import ContenderError
 from bench.machine import list_cores
 
-pytestmark = [
-    pytest.mark.usefixtures("short_races"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib"),  # an old one with a new pyparsing
-]
+# an old matplotlib with a new pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
 CORES = list_cores()[:1]
 SMALL = Case(T=64, B=2, K=16, causal=True, backward=True)
 PLANTED = """
@@ -44,8 +42,25 @@ def gradients_doubled(**settings):
 """
 
 
-def test_a_small_race(torch):
-    result = attention.compare(SMALL, CORES)
+@pytest.fixture(scope="module")
+def small_race(torch):
+    """The result of a race."""
+    return attention.compare(SMALL, CORES)
+
+
+@pytest.fixture
+def raced_before(monkeypatch, small_race):
+    """Let the small race not be run again."""
+    compare = attention.compare
+
+    def remembered(case, *arguments, **settings):
+        return small_race if case == SMALL else compare(case, *arguments, **settings)
+
+    monkeypatch.setattr(attention, "compare", remembered)
+
+
+def test_a_small_race(small_race):
+    result = small_race
     assert result["case"] == {
         **{"pass": "forward + backward", "B": 2, "T": 64, "H": attention.HEADS, "K": 16, "causal": True},
         **{"dropout": 0.0, "dtype": "float32", "threads": 1, "kernels": "fused"},
@@ -100,7 +115,7 @@ def test_means_are_geometric_and_of_the_headline_alone():
     assert (full["mask"], full["mean_ratio"]) == ("full", pytest.approx(3.0))
 
 
-def test_the_command_races_draws_and_records(torch, tmp_path, monkeypatch):
+def test_the_command_races_draws_and_records(raced_before, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CASES", (Case(T=512), SMALL))
     monkeypatch.setattr(bench.__main__, "list_cores", lambda: CORES)
     record, picture = tmp_path / "attention.json", tmp_path / "attention.png"
@@ -142,7 +157,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(to
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_what_was_measured_is_shown_when_it_is_stopped(torch, tmp_path, monkeypatch):
+def test_what_was_measured_is_shown_when_it_is_stopped(raced_before, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CASES", (SMALL, Case(T=128)))
     monkeypatch.setattr(bench.__main__, "list_cores", lambda: CORES)
     measure = attention.compare

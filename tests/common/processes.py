@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 
+import pytest
+
 
 @contextlib.contextmanager
 def running(command, **settings):
@@ -39,3 +41,17 @@ def usual_signals():
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Within this block no file grows beyond ``size`` bytes: it stands in for a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)

@@ -4,10 +4,10 @@ import contextlib
 import errno
 import math
 import os
-import signal
 from itertools import count
 
 import pytest
+from common.processes import room_for
 from common.tiny_runs import assert_same_end, names, tiny_trainer
 
 from minitransformer.training import Callback
@@ -19,20 +19,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     tiny_trainer(folder).train()
     return folder / "checkpoint-10"
-
-
-@contextlib.contextmanager
-def room_for(size):
-    """Within this block no file grows beyond ``size`` bytes: it stands in for a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 class DiskFull(Callback):

@@ -1,0 +1,50 @@
+"""Compiled code on disk: used again, made anew where it is damaged, and not kept where a disk is full."""
+
+import ctypes
+import os
+
+import numpy as np
+import pytest
+from common.processes import room_for
+
+from minitransformer.kernels.cpu import compiling
+
+RECORD = np.dtype([("number", "f8")])
+
+
+def echo(record, worker):
+    """Be the smallest kernel: it compiles in a tenth of a second."""
+    return worker
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path, capsys):
+    """Return a function that gets the kernel as a new process would; return whether it was compiled."""
+    monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path))
+
+    def compiled():
+        kernel = compiling.kernel(RECORD, 0)(echo)
+        call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(kernel.address())
+        assert call(None, 7) == 7
+        return "compiling echo, once" in capsys.readouterr().err
+
+    return compiled
+
+
+@pytest.mark.parametrize("size", [0, 200])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_is_made_anew(compiled, tmp_path, kind, size):
+    assert [compiled(), compiled()] == [True, False]
+    files = list(tmp_path.rglob(f"*.{kind}"))
+    assert files
+    for path in files:
+        assert path.stat().st_size > size
+        os.truncate(path, size)
+    assert [compiled(), compiled()] == [True, False]
+
+
+def test_a_full_disk_keeps_nothing(compiled, tmp_path):
+    with room_for(100), pytest.warns(RuntimeWarning, match=r"kernels cannot be .*too large"):
+        compiled()
+    assert compiled()
