@@ -4,7 +4,6 @@ import json
 import os
 import re
 
-import pytest
 from common.command_line import SETTINGS, TASK, TEXT, minitransformer
 
 from minitransformer import __version__
@@ -46,20 +45,18 @@ def test_text_of_any_script_on_a_terminal_of_another(folder):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("kernels", ["reference", "fused"])
-def test_kernels_are_chosen(folder, tmp_path, kernels):
-    environment = {**os.environ, "MINITRANSFORMER_CACHE": str(tmp_path)}
+def test_kernels_are_chosen(folder, tmp_path):
+    """By whether they are compiled, where nothing was: by ``evaluate`` the forward pass alone."""
     wide = "context_length=64", "width=64", "layers=1", "max_steps=1"
-    done = minitransformer(
-        *("train", "shakespeare", "--data", "text.txt", "--output-dir", tmp_path / "wide"),
-        *("--kernels", kernels, *(part for setting in wide for part in ("--set", setting))),
-        cwd=folder,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    fused = kernels == "fused"
-    assert ("compiling attention_forward" in done.stderr) == fused
-    assert bool(list(tmp_path.glob("kernels-*"))) == fused
+    settings = [part for setting in wide for part in ("--set", setting)]
+    train = "train", "shakespeare", "--data", "text.txt", "--output-dir", tmp_path / "wide", *settings
+    for arguments, kernels in ((train, "reference"), (("evaluate", tmp_path / "wide"), "fused")):
+        environment = {**os.environ, "MINITRANSFORMER_CACHE": str(tmp_path)}
+        done = minitransformer(*arguments, "--kernels", kernels, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        fused = kernels == "fused"
+        assert ("compiling attention_forward" in done.stderr) == fused
+        assert bool(list(tmp_path.glob("kernels-*"))) == fused
 
 
 def test_evaluate(folder):

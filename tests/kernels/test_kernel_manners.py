@@ -15,7 +15,8 @@ from common.mutations import mutated
 
 from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
-from minitransformer.kernels.cpu import compiling, usable
+from minitransformer.kernels import cpu
+from minitransformer.kernels.cpu import compiling
 from minitransformer.kernels.cpu.vectors import LANES
 
 ROOT = Path(__file__).parents[2]
@@ -296,21 +297,26 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
 
 @pytest.fixture
 def compile_changed(monkeypatch):
-    """Return a function that compiles the kernels with a mistake in one of their files."""
+    """Return a function that compiles the kernels with a mistake in one of their files.
+
+    Only what imports that file is compiled.
+    """
     monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be kept
 
     def compile_changed(file, old, new):
-        changeable = "problem", "tiles", "forward", "backward", "one_query"
-        package = types.ModuleType("changed")
-        package.usable = usable
+        package, changed = types.ModuleType("changed"), {file}
+        package.__dict__.update(vars(cpu))
         monkeypatch.setitem(sys.modules, "changed", package)
-        for name in (*changeable, "attention"):
+        for name in ("problem", "tiles", "forward", "backward", "one_query", "attention"):
             source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
             if name == file:
                 source = mutated(source, old, new)
-            for other in changeable:
+            for other in changed:
                 source = source.replace(f"minitransformer.kernels.cpu.{other} ", f"changed.{other} ")
             source = source.replace("from minitransformer.kernels.cpu import", "from changed import")
+            if name != file and "from changed" not in source:
+                continue
+            changed.add(name)
             module = types.ModuleType(f"changed.{name}")
             monkeypatch.setitem(sys.modules, f"changed.{name}", module)
             setattr(package, name, module)
