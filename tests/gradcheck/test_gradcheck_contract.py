@@ -1,4 +1,4 @@
-"""What would bend the gradient check is refused by name: writing into what was given, types, and chance."""
+"""What would invalidate a gradient check is refused: writing to arguments, other types, random forwards."""
 
 import re
 from dataclasses import dataclass
