@@ -17,7 +17,7 @@ SIGNALLED = 128  # plus the signal's number: how shells report it
 def run(app):
     """Run ``app``; errors meant for the user, and warnings, are one line each on standard error."""
     _open_streams()
-    warnings.formatwarning = _warning_line
+    warnings.formatwarning = _format_warning
     try:
         try:
             app()
@@ -27,9 +27,9 @@ def run(app):
         _discard(sys.stdout)
         sys.exit(1)
     except (InputError, DeviceError, DivergedError, OSError) as error:
-        _end_with(error)
+        _exit_with(error)
     except MemoryError as error:
-        _end_with(f"not enough memory: {error}")
+        _exit_with(f"not enough memory: {error}")
     except KeyboardInterrupt:
         sys.exit(SIGNALLED + signal.SIGINT)
 
@@ -51,11 +51,11 @@ def _open_streams():
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _warning_line(message, category, filename, lineno, line=None):
+def _format_warning(message, category, filename, lineno, line=None):
     return f"minitransformer: warning: {' '.join(str(message).split())}\n"
 
 
-def _end_with(error):
+def _exit_with(error):
     """Print ``error`` in one line on standard error, and exit with status 1."""
     try:
         sys.stdout.flush()

@@ -48,7 +48,7 @@ class TerminalDisplay(ProgressBar, Display):
         config = trainer.model.config
         for name, value in (
             ("recipe", describe_recipe(recipe, material.source.get("paths"))),
-            ("data", _size(material)),
+            ("data", _describe_size(material)),
             (
                 "model",
                 f"{recipe.architecture.title}, {trainer.model.parameter_count():,} parameters: "
@@ -122,7 +122,7 @@ def suggest_commands(recipe, folder, material, data=(), options=()):
     ``data`` and ``options`` are those that the run was given besides its settings.
     """
     if "generate" in recipe.architecture.commands:
-        yield "generate text", ["generate", folder, "--prompt", material.prompt or _prompt_to_try(material)]
+        yield "generate text", ["generate", folder, "--prompt", material.prompt or _suggest_prompt(material)]
     another = "" if material.validation_text is None else ", or on another text (--data)"
     yield f"evaluate it again{another}", ["evaluate", folder]
     if recipe.pretrained is not None:  # its shape is fixed, and it may be better already
@@ -146,13 +146,13 @@ def find_program():
     return shlex.quote(program.name if shutil.which(program.name) else str(program))
 
 
-def _prompt_to_try(material):
+def _suggest_prompt(material):
     """Return a prompt that fits the text that the model was trained on."""
     word = re.search(r"[^\W\d_]{3,}", material.validation_text.read(2**14))
     return "def " if material.source["corpus"] == "python" or word is None else word.group()
 
 
-def _size(material):
+def _describe_size(material):
     """Return the size of the training and validation data, in one line."""
     if material.validation_text is None:
         return (

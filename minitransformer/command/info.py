@@ -32,23 +32,23 @@ def collect_facts():
     return {
         "minitransformer": minitransformer.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in LIBRARIES},
+        **{name: _find_version(name) for name in LIBRARIES},
         "BLAS": f"{blas['name']} {blas['version']}",
         "threads": ", ".join(limits) or f"{os.cpu_count()}, one for each processor",
-        "cache": _cache(),
-        "GPU": _gpu(),
-        **_acceleration(),
+        "cache": _describe_cache(),
+        "GPU": _describe_gpu(),
+        **_describe_kernels(),
     }
 
 
-def _version(library):
+def _find_version(library):
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _cache():
+def _describe_cache():
     try:
         folder = make_cache_folder()
     except OSError as error:
@@ -56,7 +56,7 @@ def _cache():
     return f"{folder}, until this process ends" if is_temporary(folder) else str(folder)
 
 
-def _acceleration():
+def _describe_kernels():
     if not kernels.cpu.has_numba():
         return {"kernels": "none: Numba is missing or switched off, so every operation runs its definition"}
     from minitransformer.kernels.cpu.report import report  # noqa: PLC0415  loads Numba
@@ -71,7 +71,7 @@ def _acceleration():
     }
 
 
-def _gpu():
+def _describe_gpu():
     try:
         cupy = device_module("cuda")
     except DeviceError as error:

@@ -149,7 +149,7 @@ def check_picture(path):
 
 
 def save_picture(figure, path):
-    """Write ``figure`` to ``path``, whole or not at all, in the format that its ending says."""
+    """Write ``figure`` to ``path`` atomically, in the format of its ending."""
     ending = Path(path).suffix.lower().removeprefix(".")
     _write(figure, path, dpi=DOTS, format=ending, bbox_inches="tight")
 

@@ -21,7 +21,7 @@ from minitransformer.system.files import read_json, write_json
 
 
 def save_model(model, folder, extra=None):
-    """Write ``model`` to ``folder``; each file is replaced whole or not at all.
+    """Write ``model`` to ``folder``; each file is written atomically.
 
     ``extra`` is put under the key ``"minitransformer"`` of ``config.json``, beside what is needed there.
     """

@@ -71,12 +71,12 @@ def _make_temporary_cache(wanted):
         folder = Path(tempfile.mkdtemp(prefix="minitransformer-"))
     except OSError as error:
         raise OSError(
-            f"{reason}, and neither is there a temporary one ({error.strerror or error}); {CACHE_HINT}"
+            f"{reason}, and no temporary folder can be made ({error.strerror or error}); {CACHE_HINT}"
         ) from None
     _temporary.append(folder)
     atexit.register(_remove, folder, os.getpid())
     warnings.warn(
-        f"{reason}; what can be used again is kept in {folder} until this process ends; {CACHE_HINT}",
+        f"{reason}; the cache is {folder}, which is removed when this process ends; {CACHE_HINT}",
         RuntimeWarning,
         stacklevel=3,
     )

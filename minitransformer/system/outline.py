@@ -21,7 +21,7 @@ class Node(NamedTuple):
 
 def outline(node):
     """Return the tree ``node`` as text; siblings that differ only in name are merged to one line, with ×."""
-    rows = list(_rows(node, 1, 0))
+    rows = list(_iterate_rows(node, 1, 0))
     columns = list(zip(*(row for row in rows if row[2]), strict=True)) or [("",)] * 3
     label_width, parts_width, size_width = (max(map(len, column)) for column in columns)
     lines = (
@@ -31,19 +31,19 @@ def outline(node):
     return "\n".join(lines)
 
 
-def _rows(node, times, depth):
+def _iterate_rows(node, times, depth):
     """Yield label, parts and size of ``node``, which represents ``times`` equal ones, and of its children."""
     kind = f"{times} × {node.kind}" if times > 1 else node.kind
     size = f"{times} × {node.total:,}" if times > 1 else f"{node.size:,}" if node.parts else ""
     yield "  " * depth + (f"{node.name}: {kind}" if node.name else kind), node.parts, size
-    for _, alike in itertools.groupby(node.children, lambda child: child._replace(name=_stem(child.name))):
+    for _, alike in itertools.groupby(node.children, _without_index):
         first, *others = alike
         if others:
-            first = first._replace(name=_stem(first.name))
-        yield from _rows(first, 1 + len(others), depth + 1)
+            first = _without_index(first)
+        yield from _iterate_rows(first, 1 + len(others), depth + 1)
 
 
-def _stem(name):
-    """Return ``name`` without its list index: "blocks" for "blocks.3"."""
-    stem, _, number = name.rpartition(".")
-    return stem if number.isdigit() else name
+def _without_index(node):
+    """Return ``node`` named without its list index: "blocks" for "blocks.3"."""
+    stem, _, number = node.name.rpartition(".")
+    return node._replace(name=stem) if number.isdigit() else node

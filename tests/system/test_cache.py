@@ -68,7 +68,7 @@ def test_without_a_cache_tokens_are_kept_for_a_while(unwritable, fresh_process, 
     (warning,) = warned
     (folder,) = fresh_process.iterdir()
     assert str(warning.message).startswith(
-        f"{unwritable}what can be used again is kept in {folder} until this process ends; name a folder"
+        f"{unwritable}the cache is {folder}, which is removed when this process ends; name a folder"
     )
     np.testing.assert_array_equal(tokens, encode(tokenizer, CONTENT))
     assert other == folder / "other"
@@ -81,7 +81,7 @@ def test_without_a_cache_tokens_are_kept_for_a_while(unwritable, fresh_process, 
 
 def test_without_any_folder(unwritable, fresh_process, text):
     fresh_process.rmdir()
-    message = f"{unwritable[:-2]}, and neither is there a temporary one .*MINITRANSFORMER_CACHE"
+    message = f"{unwritable[:-2]}, and no temporary folder can be made .*MINITRANSFORMER_CACHE"
     with pytest.raises(OSError, match=message):
         token_file(text, character_tokenizer(CONTENT))
 
