@@ -160,7 +160,7 @@ def test_info_tells_of_the_cache(tmp_path, cached):
     assert ("attention_forward" if cached else "still empty") in printed
     printed, said = run(code, MINITRANSFORMER_CACHE=os.devnull)
     assert "until this process ends" in printed
-    assert said.count(f"{os.devnull} cannot be written to; what can be used again is kept in ") == 1
+    assert said.count(f"{os.devnull} cannot be written to; the cache is ") == 1
 
 
 # --- processors and processes
