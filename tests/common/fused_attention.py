@@ -1,4 +1,4 @@
-"""The fused attention of the CPU beside its definition."""
+"""Comparison of fused attention on the CPU with its definition."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ FLOOR = 8 * 2.0**-24  # at half of it, one problem in a thousand fails by chance
 KEY = Key(0x0123456789ABCDEF, 77)
 
 
-def draw(seed, batch, queries, keys, heads, groups, width):
-    """Return q, k, v and dy."""
+def draw(seed, batch, queries, keys, heads, kv_heads, head_width):
+    """Return random q, k, v and dy."""
     random = np.random.default_rng(seed)
-    q, dy = random.standard_normal((2, batch, queries, heads, width), np.float32)
-    k, v = random.standard_normal((2, batch, keys, groups, width), np.float32)
+    q, dy = random.standard_normal((2, batch, queries, heads, head_width), np.float32)
+    k, v = random.standard_normal((2, batch, keys, kv_heads, head_width), np.float32)
     return q, k, v, dy
 
 
@@ -30,12 +30,12 @@ FUSED = fused.attention, fused.attention_backward
 
 
 def check(q, k, v, dy, pair=FUSED, **arguments):
-    """Fail if ``pair`` errs twice as much as the definition does in float32, or three times for gradients.
+    """Fail if the error of ``pair`` exceeds twice the definition's in float32, or three times for gradients.
 
-    Beside that it may err as its formula rounds, where few keys are seen and the definition happens to be
-    exact: by the size of the result, and y by that of v, dv by that of dy, dq and dk by that of
-    dP − D = dy·v − dy·y, all times dropout's factor. A key that all look at sums dv from all the queries, one
-    after the other, which errs by the root of their number.
+    In addition it may err by the rounding of its formula, because the definition may happen to be exact where
+    few keys are visible: relative to the size of the result, for y to that of v, for dv to that of dy, for dq
+    and dk to that of dP − delta = dy·v − dy·y, all times dropout's factor. dv of a key is a sum over all
+    queries, one after the other, whose error grows with the root of their number.
     """
     exact = value_and_gradients(DEFINITION, *(x.astype(np.float64) for x in (q, k, v, dy)), **arguments)
     plain = value_and_gradients(DEFINITION, q, k, v, dy, **arguments)

@@ -23,17 +23,17 @@ WIDTHS = [16, 32, 40, 64, 80, 128, 20, 5, 1]
 def problems(draw_from):
     """Attention of all kinds: lengths around the sizes of tiles, any mask, packed or transposed arrays."""
     length = st.one_of(st.integers(0, 9), st.sampled_from([31, 32, 33, 63, 64, 65, 100, 128, 150]))
-    batch, groups, per_group = (draw_from(st.integers(0, n)) for n in (3, 2, 3))
-    groups, per_group = groups + 1, max(1, per_group)
+    batch, kv_heads, group_size = (draw_from(st.integers(0, n)) for n in (3, 2, 3))
+    kv_heads, group_size = kv_heads + 1, max(1, group_size)
     queries, keys = draw_from(length), draw_from(length)
-    width = draw_from(st.sampled_from(WIDTHS))
-    shape = batch, queries, keys, groups * per_group, groups, width
+    head_width = draw_from(st.sampled_from(WIDTHS))
+    shape = batch, queries, keys, kv_heads * group_size, kv_heads, head_width
     arguments = {"mask": draw_from(masks(batch, queries, keys))}
     if draw_from(st.booleans()):
         arguments |= {"dropout": draw_from(st.sampled_from([0.1, 0.5])), "key": KEY}
     if draw_from(st.booleans()):
         kept = [draw_from(st.booleans()) for _ in range(4)]
-        whole = batch, groups * per_group, queries, keys
+        whole = batch, kv_heads * group_size, queries, keys
         bias_shape = [n if keep else 1 for n, keep in zip(whole, kept, strict=True)]
         dtype = draw_from(st.sampled_from(["float32", "float64", "float16"]))
         arguments["bias"] = bias_shape[draw_from(st.integers(0, 3)) :], dtype
@@ -42,8 +42,8 @@ def problems(draw_from):
 
 
 def laid_out(x, layout):
-    """Return ``x`` with the same numbers, laid out differently in memory."""
-    if layout == "packed":  # as a projection leaves it, between other heads
+    """Return an array equal to ``x`` with other strides."""
+    if layout == "packed":  # a part of a packed projection, between other heads
         return np.concatenate((x * 0 + 3, x, x * 0 - 3), axis=2)[:, :, x.shape[2] : 2 * x.shape[2]]
     if layout == "transposed":
         return np.ascontiguousarray(x.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
@@ -88,7 +88,7 @@ def test_logits_of_ten_thousand(factor):
 
 
 def test_logits_of_ten_thousand_under_dropout():
-    # dropout's factor rounds y, from which D comes; where one key takes all, dP − D is then no exact zero
+    # dropout's factor rounds y and so delta; where one key has all the weight, dP − delta is not exactly zero
     q, k, v, dy = draw(1, 1, 70, 90, 2, 2, 64)
     arguments = {"mask": full_mask(90), "dropout": 0.3, "key": KEY}
     exact = value_and_gradients(DEFINITION, *(x.astype(float) for x in (60 * q, 60 * k, v, dy)), **arguments)

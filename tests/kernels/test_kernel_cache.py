@@ -1,4 +1,4 @@
-"""Compiled code on disk: used again, made anew where it is damaged, and not kept where a disk is full."""
+"""Compiled code on disk: loaded again, compiled again if damaged, and not cached on a full disk."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ RECORD = np.dtype([("number", "f8")])
 
 
 def echo(record, worker):
-    """Be the smallest kernel: it compiles in a tenth of a second."""
+    """Return ``worker``: the smallest kernel, which compiles in a tenth of a second."""
     return worker
 
 

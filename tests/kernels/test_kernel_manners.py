@@ -1,4 +1,4 @@
-"""How kernels behave as guests: what they keep and say, other processors, forks; and planted mistakes."""
+"""Kernels in other processes: compiling, caching, other processors and forks; and planted mistakes."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ print(attention(q, k.astype("f"), q, mask=full_mask(256), bias=np.ones((1, 256))
 
 
 def run(code, **environment):
-    """Run ``code`` in a process of its own; return what it printed, and what it said on standard error."""
+    """Run ``code`` in a new process; return what it wrote to standard output and to standard error."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -167,7 +167,7 @@ def test_info_tells_of_the_cache(tmp_path, cached):
 
 
 def narrower_processors():
-    """Return processors with narrower vectors that this one can play, and the numbers in those."""
+    """Return processors with narrower vectors that this one can emulate, and their LANES."""
     if "x86_64" not in llvmlite.binding.get_process_triple():
         return [("generic", 4)]
     return [("haswell", 8), ("x86-64", 4)] if LANES > 8 else [("x86-64", 4)]  # 8 is what this one has
@@ -301,7 +301,7 @@ def compile_changed(monkeypatch):
 
     Only what imports that file is compiled.
     """
-    monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be kept
+    monkeypatch.setattr(compiling, "cache_folder", no_folder)  # it must not be cached
 
     def compile_changed(file, old, new):
         package, changed = types.ModuleType("changed"), {file}
@@ -339,5 +339,5 @@ def test_planted_mistakes_are_caught(mistake, compile_changed):
 
 
 def _no_backward(dy, saved):
-    """Return zeros, which are not looked at: the value is wrong already."""
+    """Return zeros, which are not compared: the value is wrong already."""
     return saved.q * 0, saved.k * 0, saved.v * 0

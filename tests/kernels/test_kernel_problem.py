@@ -1,4 +1,4 @@
-"""The record that describes a call of attention, and what compiled code is made from."""
+"""The record that describes a call of attention, and the hash of the sources of compiled code."""
 
 import shutil
 

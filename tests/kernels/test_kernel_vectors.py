@@ -1,4 +1,4 @@
-"""The words that kernels are written in, each against NumPy."""
+"""The vector operations of which kernels are written, each against NumPy."""
 
 import numba
 import numpy as np
