@@ -76,7 +76,7 @@ class Trainer:
         self.settings = settings or {}
         self.output_dir = Path(args.output_dir)
         self.max_steps = args.steps_for(train_dataset)
-        self._begin()
+        self._reset()
 
     def train(self, resume_from_checkpoint=False):
         """Train to the end, save the model to ``args.output_dir``, and return a ``TrainOutput``.
@@ -96,7 +96,7 @@ class Trainer:
                 "the newest undamaged checkpoint in output_dir that is resumed"
             )
         started = time.perf_counter()
-        self._begin()
+        self._reset()
         self._check_data()
         self._datasets = {
             "train_dataset": fingerprint(self.train_dataset),
@@ -131,14 +131,14 @@ class Trainer:
 
     def save_model(self, output_dir):
         """Write the model to the folder ``output_dir``, with the files that the callbacks add."""
-        self.callback("on_save", output_dir)
+        self.notify("on_save", output_dir)
         save_model(self.model, output_dir, {**self.settings, "step": self.step})
 
     def stop(self):
         """End the run after the current step."""
         self._stopping = True
 
-    def callback(self, moment, *arguments):
+    def notify(self, moment, *arguments):
         """Call the method ``moment`` of all callbacks with the trainer and ``arguments``."""
         for callback in self.callbacks:
             getattr(callback, moment)(self, *arguments)
@@ -147,7 +147,7 @@ class Trainer:
         self._signal = number
         self.stop()
 
-    def _begin(self):
+    def _reset(self):
         """Set the state of a run before its first step."""
         self.optimiser = None
         self.step, self.history = 0, []
@@ -184,17 +184,17 @@ class Trainer:
         (self.output_dir / CONFIG).unlink(missing_ok=True)  # of an earlier end of this run
         self._write_history()
         try:
-            self.callback("on_train_begin")
+            self.notify("on_train_begin")
             with catch_signals(self._stop_by_signal):
                 self._train()
             if self._signal is not None and self.step < self.max_steps:
                 raise Stopped(self._signal, None if self._saved_step is None else self.output_dir)
-            self.callback("on_train_end")
+            self.notify("on_train_end")
             self.save_model(self.output_dir)
         except DivergedError as error:
             raise DivergedError(f"{error}; {self._describe_saved()}") from None
         finally:
-            self.callback("on_train_exit")
+            self.notify("on_train_exit")
 
     def _make_output(self, seconds):
         total, before = self._loss_sum, 0
@@ -231,7 +231,7 @@ class Trainer:
             self._tokens += sum(map(count_tokens, batches))
             self._seconds += time.perf_counter() - started
             self._remove_superseded_checkpoints()
-            self.callback("on_step_end", result)
+            self.notify("on_step_end", result)
             last = self.step == self.max_steps
             if last or self.step % self.args.logging_steps == 0 or self.step % self.args.eval_steps == 0:
                 self._log(result, learning_rate)
@@ -267,9 +267,9 @@ class Trainer:
         with (self.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._loss_sum, self._loss_count, self._tokens, self._seconds = 0.0, 0, 0, 0.0
-        self.callback("on_log", line)
+        self.notify("on_log", line)
         if val_loss is not None:
-            self.callback("on_evaluate", line)
+            self.notify("on_evaluate", line)
 
     def _save(self):
         """Write a checkpoint."""

@@ -35,7 +35,7 @@ def sequences(count=50):
 
 
 def tiny_trainer(folder, dataset=None, callbacks=(), dtype="float32", dropout=0.2, **changes):
-    """Return a trainer into ``folder`` that logs every step and judges and saves every fourth."""
+    """Return a trainer into ``folder`` that logs every step, and evaluates and saves every fourth."""
     dataset = dataset or windows()
     settings = {"max_steps": 10, "logging_steps": 1, "eval_steps": 4, "save_steps": 4, "weight_decay": 0.1}
     arguments = TrainingArguments(str(folder), **settings | {"disable_tqdm": True} | changes)

@@ -98,12 +98,12 @@ def test_of_a_file_only_what_is_needed_is_read(tmp_path):
     tracemalloc.start()
     try:
         trained = windows.collate(windows.training_places(3, 12, seed=0))
-        judged = windows.collate(windows.places()[-2:])
+        evaluated = windows.collate(windows.places()[-2:])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert trained["ids"].shape == (12, 64)
-    assert judged["targets"][1, judged["lengths"][1] - 1] == 9
+    assert evaluated["targets"][1, evaluated["lengths"][1] - 1] == 9
     assert peak < 2**20
 
 

@@ -21,7 +21,7 @@ class StoppedError(Exception):
 
 
 class Fail(Callback):
-    """Ends the run after ``step`` steps, once it is judged."""
+    """Ends the run after ``step`` steps, once it is evaluated."""
 
     def __init__(self, step):
         self.step = step

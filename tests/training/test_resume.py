@@ -303,7 +303,7 @@ def test_files_that_only_look_like_left_overs_stay(tmp_path):
     assert (tmp_path / "run" / ".song.mp3.part").read_text() == "mine"
 
 
-def test_the_best_model_needs_something_to_be_judged_by(tmp_path):
+def test_the_best_model_needs_validation_data(tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), load_best_model_at_end=True)
     with pytest.raises(InputError, match="load_best_model_at_end needs an eval_dataset"):
         Trainer(tiny_model(), arguments, windows())

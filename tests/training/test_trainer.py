@@ -117,21 +117,21 @@ def test_without_an_evaluation_set_there_is_nothing_to_evaluate(tmp_path):
         trainer.evaluate()
 
 
-def test_every_evaluation_judges_the_same_sample_spread_over_all(tmp_path):
-    data, judged = windows(LENGTH * 5000 + 1), []
+def test_every_evaluation_takes_the_same_sample_spread_over_all(tmp_path):
+    data, evaluated = windows(LENGTH * 5000 + 1), []
     collate = data.collate
 
     def recorded(places):
-        judged.append(list(places))
+        evaluated.append(list(places))
         return collate(places)
 
     data.collate = recorded
     trainer = tiny_trainer(tmp_path / "run", windows(), max_steps=4, eval_steps=2)
     trainer.eval_dataset = data
     trainer.train()
-    third = len(judged) // 3
-    assert judged[:third] == judged[third : 2 * third] == judged[2 * third :]
-    sample = np.array([*chain(*judged[:third])])
+    third = len(evaluated) // 3
+    assert evaluated[:third] == evaluated[third : 2 * third] == evaluated[2 * third :]
+    sample = np.array([*chain(*evaluated[:third])])
     assert len(sample) == scores.SAMPLED_PLACES
     assert (sample[0], sample[-1]) == (0, LENGTH * 4999)
     assert np.diff(sample).min() >= 0.9 * np.diff(sample).mean()
