@@ -79,11 +79,9 @@ def test_all_goes_on_without_a_home(folder, tmp_path, started, reason, drawing):
     trained = run("train", "shakespeare", "--data", "text.txt", "--output-dir", output, *TINY, warnings=1)
     assert "bits per byte" in trained
     assert (output / "training.png").exists()
-    assert '"validation"' in run("evaluate", output, warnings=1)
     assert "until this process ends" in run("info", warnings=1)
     run("generate", output, "--max-new-tokens", 3, warnings=0)
     run("attention", output, "--text", "the", "--output", tmp_path / "a.png", warnings=drawing)
-    run("recipes", warnings=0)
 
 
 # --- drawing

@@ -1,12 +1,16 @@
-"""The command line, as its own process: runs from end to end."""
+"""The command line: runs from end to end."""
 
 import json
 import os
 import re
 
-from common.command_line import SETTINGS, TASK, TEXT, minitransformer
+import pytest
+from common.command_line import SETTINGS, TASK, TEXT, answer, minitransformer
 
 from minitransformer import __version__
+
+# an old matplotlib with a new pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
 
 
 def test_the_output_folder(folder):
@@ -49,8 +53,10 @@ def test_kernels_are_chosen(folder, tmp_path):
     """By whether they are compiled, where nothing was: by ``evaluate`` the forward pass alone."""
     wide = "context_length=64", "width=64", "layers=1", "max_steps=1"
     settings = [part for setting in wide for part in ("--set", setting)]
+    (tmp_path / "long.txt").write_text(20 * TEXT)
     train = "train", "shakespeare", "--data", "text.txt", "--output-dir", tmp_path / "wide", *settings
-    for arguments, kernels in ((train, "reference"), (("evaluate", tmp_path / "wide"), "fused")):
+    evaluate = "evaluate", tmp_path / "wide", "--data", tmp_path / "long.txt"
+    for arguments, kernels in ((train, "reference"), (evaluate, "fused")):
         environment = {**os.environ, "MINITRANSFORMER_CACHE": str(tmp_path)}
         done = minitransformer(*arguments, "--kernels", kernels, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
@@ -61,7 +67,7 @@ def test_kernels_are_chosen(folder, tmp_path):
 
 def test_evaluate(folder):
     def score(*arguments):
-        done = minitransformer("evaluate", "model", *arguments, cwd=folder)
+        done = answer("evaluate", "model", *arguments, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)
 
@@ -79,18 +85,18 @@ def test_the_version():
     assert (shown.returncode, shown.stdout) == (0, f"minitransformer {__version__}\n")
 
 
-def test_recipes_and_info():
-    listed = minitransformer("recipes")
+def test_recipes_and_info(tmp_path):
+    listed = answer("recipes", cwd=tmp_path)
     assert listed.returncode == 0
     assert {line.split()[0] for line in listed.stdout.splitlines()} >= {"python", "shakespeare"}
-    shown = minitransformer("info")
+    shown = answer("info", cwd=tmp_path)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in ("minitransformer", "numpy", "BLAS", "threads", "GPU"))
 
 
 def test_the_output_folder_has_a_name_of_its_own_each_time(folder):
     for name in ("runs/shakespeare", "runs/shakespeare-2"):
-        done = minitransformer(
+        done = answer(
             "train", "shakespeare", "--data", "text.txt", *SETTINGS, "--set", "max_steps=0", cwd=folder
         )
         assert done.returncode == 0, done.stderr
@@ -98,18 +104,15 @@ def test_the_output_folder_has_a_name_of_its_own_each_time(folder):
 
 
 def test_a_task_from_end_to_end(folder):
-    done = minitransformer("train", "sort", "--output-dir", "sort", *TASK, cwd=folder)
+    done = answer("train", "sort", "--output-dir", "sort", *TASK, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    score = json.loads(minitransformer("evaluate", "sort", cwd=folder).stdout)
+    score = json.loads(answer("evaluate", "sort", cwd=folder).stdout)
     assert score["examples"] == 182
     assert score["exact_match"] == score["correct"] / 182
-    generated = minitransformer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
+    generated = answer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
     assert len(generated) == 12 + 1
-    assert generated == minitransformer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
-    assert (
-        "makes its own examples"
-        in minitransformer("evaluate", "sort", "--data", "text.txt", cwd=folder).stderr
-    )
+    assert generated == answer("generate", "sort", "--prompt", "201102", cwd=folder).stdout
+    assert "makes its own examples" in answer("evaluate", "sort", "--data", "text.txt", cwd=folder).stderr
 
 
 def test_folders_and_patterns_are_texts_too(folder):
@@ -118,7 +121,7 @@ def test_folders_and_patterns_are_texts_too(folder):
     for number in range(3):
         (books / f"{number}.txt").write_text(TEXT)
     for data in ("books", "books/*.txt"):
-        done = minitransformer(
+        done = answer(
             *("train", "shakespeare", "--data", data, "--output-dir", f"of {data[-3:]}", *SETTINGS),
             cwd=folder,
         )
@@ -128,19 +131,19 @@ def test_folders_and_patterns_are_texts_too(folder):
 
 
 def test_byte_pairs_from_end_to_end(folder):
-    done = minitransformer(
+    done = answer(
         *("train", "shakespeare", "--data", "text.txt", "--output-dir", "pairs", *SETTINGS),
         *("--set", "tokenizer=bpe", "--set", "vocabulary_size=270"),
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    score = json.loads(minitransformer("evaluate", "pairs", cwd=folder).stdout)
+    score = json.loads(answer("evaluate", "pairs", cwd=folder).stdout)
     assert 0 < score["tokens"] < score["bytes"]
-    assert minitransformer("generate", "pairs", "--prompt", "QUEEN né", cwd=folder).returncode == 0
+    assert answer("generate", "pairs", "--prompt", "QUEEN né", cwd=folder).returncode == 0
 
 
-def test_the_cost_of_a_recipe():
-    done = minitransformer("recipes", "sort", "--set", "layers=1")
+def test_the_cost_of_a_recipe(tmp_path):
+    done = answer("recipes", "sort", "--set", "layers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'tokenizer = "characters"' in done.stdout
     assert re.search(

@@ -12,6 +12,9 @@ from common.processes import running
 
 from minitransformer.recipes import load_recipe
 
+# an old matplotlib with a new pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
+
 
 def test_divergence_keeps_the_last_good_weights(folder):
     done = minitransformer(
@@ -74,17 +77,15 @@ def test_a_stopped_run_is_resumed_with_its_own_settings(folder):
     assert [line["step"] for line in lines] == [0, 10, 20, 30]
     assert json.loads((folder / "going" / "run.json").read_text())["recipe"]["training"]["seed"] == 7
 
-    again = minitransformer("train", "--resume", "--output-dir", "going", cwd=folder)
+    again = answer("train", "--resume", "--output-dir", "going", cwd=folder)
     assert (again.returncode, again.stderr) == (0, "")
-    other = minitransformer("train", "sort", "--resume", "--output-dir", "going", cwd=folder)
+    other = answer("train", "sort", "--resume", "--output-dir", "going", cwd=folder)
     assert "holds a run of the recipe 'shakespeare', not of 'sort'" in other.stderr
-    changed = minitransformer("train", "--resume", "--output-dir", "going", "--set", "seed=8", cwd=folder)
+    changed = answer("train", "--resume", "--output-dir", "going", "--set", "seed=8", cwd=folder)
     assert "seed is 8, but the run to be resumed has 7" in changed.stderr
-    retold = minitransformer(
-        "train", "--resume", "--output-dir", "going", "--set", "tokenizer=bpe", cwd=folder
-    )
+    retold = answer("train", "--resume", "--output-dir", "going", "--set", "tokenizer=bpe", cwd=folder)
     assert "vocabulary_size is 0" in retold.stderr
-    widened = minitransformer("train", "--resume", "--output-dir", "going", "--set", "width=32", cwd=folder)
+    widened = answer("train", "--resume", "--output-dir", "going", "--set", "width=32", cwd=folder)
     assert "holds another model" in widened.stderr
 
 
@@ -95,7 +96,7 @@ def test_resume_with_nothing_saved_starts_from_the_beginning(folder):
     recipe = load_recipe("sort", ["max_steps=3", "layers=1"])
     (run / "run.json").write_text(json.dumps({"recipe": recipe.table(), "data": []}))
     (run / "metrics.jsonl").write_text("")
-    done = minitransformer("train", "sort", "--resume", "--output-dir", "fresh", cwd=folder)
+    done = answer("train", "sort", "--resume", "--output-dir", "fresh", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert "there is no checkpoint in fresh: starting from the beginning" in done.stdout
     assert re.search(r"Of the validation examples, \d+ of 182 are correct\.", done.stdout)
@@ -121,7 +122,7 @@ def test_resuming_what_is_not_there_starts_nothing(folder, arguments, message):
 
 def test_a_run_is_overwritten_by_a_setting_and_resumed_without_harm(folder):
     def train(*arguments):
-        return minitransformer("train", *arguments, "--output-dir", "again", *TASK, cwd=folder)
+        return answer("train", *arguments, "--output-dir", "again", *TASK, cwd=folder)
 
     first = train("sort")
     assert first.returncode == 0, first.stderr

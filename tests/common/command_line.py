@@ -33,7 +33,7 @@ def minitransformer(*arguments, cwd=None, **settings):
 
 
 def answer(*arguments, cwd):
-    """Run a command in this process, which starts no other: for what ends before it computes."""
+    """Run a command in this process, which takes a second less."""
     output, errors = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
