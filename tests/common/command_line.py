@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,7 +47,7 @@ def answer(*arguments, cwd):
         patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which a command changes
         patch.setenv("OPENBLAS_THREAD_TIMEOUT", "4")  # which it would set
         main()
-    return subprocess.CompletedProcess(arguments, ended.value.code, output.getvalue(), errors.getvalue())
+    return SimpleNamespace(returncode=ended.value.code, stdout=output.getvalue(), stderr=errors.getvalue())
 
 
 def environment(without=(), **changes):
