@@ -18,8 +18,8 @@ PICTURES = {"architecture.svg": diagrams.architecture, "block.svg": diagrams.blo
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_what_the_source_says(name):
-    committed = (ROOT / name).read_text(encoding="utf-8")
-    assert committed == PICTURES[name](), f"{name} is out of date: run python -m tutorials.diagrams"
+    up_to_date = (ROOT / name).read_text(encoding="utf-8") == PICTURES[name]()
+    assert up_to_date, f"{name} is out of date: run python -m tutorials.diagrams"
 
 
 def test_the_architecture_shows_every_file_and_every_import():
