@@ -53,7 +53,8 @@ def test_no_text_runs_into_another_or_out_of_the_picture(name):
         assert 0 < left < right < width
         assert 0 < top < bottom < height
         for other in boxes[:place]:
-            apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+            beside = right + 4 <= other[0] or other[2] + 4 <= left
+            apart = beside or bottom <= other[1] or other[3] <= top
             assert apart, f"{name}: two texts overlap at {left:.0f}, {top:.0f}"
 
 

@@ -25,7 +25,7 @@ from tutorials.svg import (
 
 FILLS = ["#f6f8fa", "#eef4fb", "#f1f8f2", "#fdf6e7", "#f4f0fa"]
 OF_CACHE = ("cache", "positions")  # arguments of a block that matter in generation alone
-ROOM = 525  # for the lines that describe a folder
+ROOM = 518  # for the lines that describe a folder
 LANES = ["#2f6db3", "#c8455a", "#2c8a57", "#b7791f", "#7a5bb5", "#4a8fa8", "#8c6d5a"]
 
 
@@ -50,11 +50,11 @@ def architecture():
         y += 4
         parts.append(text(40, y + 18, layer, 14, font=SANS, weight="bold"))
         for folder, (role, files), height in zip(folders, rows, heights, strict=True):
-            parts.append(text(168, y + 18, title(folder, known), 13.5, weight="bold"))
+            parts.append(text(178, y + 18, title(folder, known), 13.5, weight="bold"))
             for place, words in enumerate(role):
-                parts.append(text(290, y + 18 + 16 * place, words, 12.5, MUTED, SANS))
+                parts.append(text(298, y + 18 + 16 * place, words, 12.5, MUTED, SANS))
             for place, words in enumerate(files, len(role)):
-                parts.append(text(290, y + 18 + 16 * place, words, 12))
+                parts.append(text(298, y + 18 + 16 * place, words, 12))
             middles[folder] = y + height / 2
             y += height
         y += 12
