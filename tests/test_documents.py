@@ -46,6 +46,16 @@ def test_the_readmes_examples_run(number, tmp_path, monkeypatch, capsys):
         assert NUMBER.sub("#", part) in printed
 
 
+def test_the_readme_shows_what_the_first_command_prints():
+    from minitransformer.command.display import describe_recipe, describe_score
+    from minitransformer.recipes import load_recipe
+
+    recipe = load_recipe("python")
+    assert f"recipe    {describe_recipe(recipe, None)}\n" in README
+    score = {"bytes": 250_623, "bits_per_byte": 1.893, "xz_bits_per_byte": 1.791, "val_loss": 1.3123}
+    assert describe_score(score) in README.replace("\n", " ")
+
+
 def test_the_links_of_the_documents_lead_somewhere():
     for document in ("README.md", "ARCHITECTURE.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
