@@ -78,7 +78,8 @@ def test_a_long_run_says_what_each_folder_took():
         SimpleNamespace(nodeid=f"{path}::test", duration=REPORTED_FROM / 2)
         for path in ("tests/kernels/test_a.py", "tests/kernels/test_b.py", "tests/test_root.py")
     ]
-    seconds = seconds_by_row(reports)
+    failed_to_collect = SimpleNamespace(nodeid="tests/data/test_text.py")
+    seconds = seconds_by_row([*reports, failed_to_collect])
     assert seconds == {"kernels": REPORTED_FROM, "the other files": REPORTED_FROM / 2}
     first, second = table_of_times(seconds)
     assert first.split() == ["60", "s", "of", str(BUDGETS["kernels"]), "s", "kernels"]

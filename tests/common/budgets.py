@@ -31,9 +31,11 @@ def budgeted(path):
 
 
 def seconds_by_row(reports):
-    """Return the seconds that the tests of each row took, by pytest's ``reports``."""
+    """Return the seconds that the tests of each row took, by pytest's ``reports``, except of collection."""
     seconds = Counter()
     for report in reports:
+        if not hasattr(report, "duration"):
+            continue
         seconds[budgeted(report.nodeid.partition("::")[0])] += report.duration
     return seconds
 
