@@ -92,7 +92,7 @@ def plot_training(history, path):
             axes.plot(*zip(*points, strict=True), color=OTHER_COLOUR)
             axes.set_ylim(bottom=0)
         axes.set_ylabel(name.replace("_", " "))
-    losses.set_ylabel("loss (nats a token)")
+    losses.set_ylabel("loss (nats per token)")
     norms.set_xlabel("step")
     for axes in (losses, rates, norms):
         axes.grid(alpha=0.25)
