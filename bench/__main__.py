@@ -24,7 +24,7 @@ from bench.report import (
 )
 from bench.step import CASES, compare, describe_case
 from minitransformer.errors import InputError
-from minitransformer.inspection.plots import FORMATS, check_picture, drawing
+from minitransformer.inspection.plots import FORMATS, check_picture, prepare_drawing
 from minitransformer.system.files import check_writable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -155,7 +155,7 @@ def check_files(json_file, plot_file=None):
     """Raise InputError unless the files can be written, before a race that may take half an hour."""
     if plot_file is not None:
         check_picture(plot_file)
-        with drawing():
+        with prepare_drawing():
             pass  # raises InputError without Matplotlib
     for path in (json_file, plot_file):
         if path is not None:

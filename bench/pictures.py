@@ -6,7 +6,7 @@ from minitransformer.inspection.plots import (
     OTHER_COLOUR,
     TRAIN_COLOUR,
     VALIDATION_COLOUR,
-    drawing,
+    prepare_drawing,
     save_picture,
 )
 
@@ -16,7 +16,7 @@ MARKERS = {False: "o", True: "^"}  # causal
 GRID = 0.25
 
 
-@drawing()
+@prepare_drawing()
 def draw_roofline(results, path):
     """Draw the rate of every case of attention under the machine's limits, one panel per thread count.
 
@@ -72,7 +72,7 @@ def _legend(axes, peer):
     axes.legend(frameon=False, loc="lower right")
 
 
-@drawing()
+@prepare_drawing()
 def draw_memory_growth(results, slopes, path):
     """Draw the memory of each contender as T grows."""
     from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not always needed

@@ -12,7 +12,7 @@ import pytest
 from minitransformer import dispatch, functional, kernels, layers, models
 from minitransformer.models.table import ARCHITECTURES
 from minitransformer.parameters import Layer
-from minitransformer.recipes import load_recipe, recipe_names
+from minitransformer.recipes import list_recipes, load_recipe
 from tutorials.source_imports import KERNELS, PACKAGE, ROOT, modules
 
 OPERATIONS = {name for name in functional.__all__ if f"{name}_backward" in functional.__all__}
@@ -96,7 +96,7 @@ def test_every_model_has_a_row_and_a_layout():
 
 
 def test_every_architecture_has_a_recipe():
-    assert {load_recipe(name).architecture.name for name in recipe_names()} == set(ARCHITECTURES)
+    assert {load_recipe(name).architecture.name for name in list_recipes()} == set(ARCHITECTURES)
 
 
 def test_every_fused_pair_is_registered_and_tested():
@@ -120,4 +120,4 @@ def test_every_fused_pair_is_registered_and_tested():
 def test_the_readme_names_every_recipe():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"\| recipe \|.*?\n\n", readme, flags=re.DOTALL)
-    assert sorted(re.findall(r"`([a-z-]+)`", table)) == recipe_names()
+    assert sorted(re.findall(r"`([a-z-]+)`", table)) == list_recipes()

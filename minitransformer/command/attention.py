@@ -9,7 +9,12 @@ from minitransformer.command.console import check_text
 from minitransformer.command.loading import load_trained
 from minitransformer.command.options import Device, Folder, Output
 from minitransformer.data.tokenizer import encode
-from minitransformer.inspection.attention_maps import attention_maps, left_out, plot_attention, token_labels
+from minitransformer.inspection.attention_maps import (
+    compute_attention_maps,
+    describe_left_out,
+    label_tokens,
+    plot_attention,
+)
 
 
 def attention(
@@ -23,7 +28,7 @@ def attention(
     """Draw the attention weights of each head on a text."""
     folder, model, tokenizer = load_trained(folder, device, "attention")
     ids = encode(tokenizer, text)
-    maps = attention_maps(model, ids)
-    plot_attention(maps, token_labels(tokenizer, ids), output, layer=layer, head=head)
+    maps = compute_attention_maps(model, ids)
+    plot_attention(maps, label_tokens(tokenizer, ids), output, layer=layer, head=head)
     print(f"{output} shows the attention weights of {len(ids)} tokens")
-    print(left_out(maps.shape[:2], len(ids), layer=layer, head=head), end="")
+    print(describe_left_out(maps.shape[:2], len(ids), layer=layer, head=head), end="")

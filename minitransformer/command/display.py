@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from minitransformer.recipes import changed_settings, recipe_names
+from minitransformer.recipes import list_changed_settings, list_recipes
 from minitransformer.recipes.progress import Display
 from minitransformer.system.file_names import CORPUS, METRICS, PICTURE
 from minitransformer.system.memory import measure_peak_memory
@@ -37,7 +37,7 @@ class TerminalDisplay(ProgressBar, Display):
         super().__init__()
         self.preparations = contextlib.ExitStack()
 
-    def preparing(self, what):
+    def track(self, what):
         """Show a progress bar for ``what``, until the next call or ``begin``."""
         self.preparations.close()
         return self.preparations.enter_context(show_progress(what, self.console))
@@ -130,10 +130,10 @@ def suggest_commands(recipe, folder, material, data=(), options=()):
     if recipe.name in BETTER and not data:
         name, why = BETTER[recipe.name]
         yield why, ["train", name, *options]
-    if recipe.name in recipe_names():
+    if recipe.name in list_recipes():
         paths = [part for path in data for part in ("--data", path)]
         wider = f"width={2 * recipe.model.width}"
-        settings = [*(own for own in changed_settings(recipe) if not own.startswith("width=")), wider]
+        settings = [*(own for own in list_changed_settings(recipe) if not own.startswith("width=")), wider]
         assignments = [part for setting in settings for part in ("--set", setting)]
         yield "train a wider model", ["train", recipe.name, *paths, *options, *assignments]
 

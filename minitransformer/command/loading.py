@@ -4,7 +4,7 @@ import sys
 
 from minitransformer.data.tokenizer import load_matching_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.models.table import architecture_of
+from minitransformer.models.table import find_architecture
 from minitransformer.pretrained.model_folder import load_config, load_model
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training.checkpoints import find_model_folder
@@ -22,6 +22,6 @@ def load_trained(folder, device, command):
     run, folder = folder, find_model_folder(folder)
     if folder != run:
         print(f"(the run in {run} is unfinished: this is its {folder.name})", file=sys.stderr)
-    architecture_of(load_config(folder)).check_command(command)
+    find_architecture(load_config(folder)).check_command(command)
     model = load_model(folder, device=device)
     return folder, model, load_matching_tokenizer(folder, model.config.vocabulary_size)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from minitransformer.command.loading import load_trained
 from minitransformer.command.options import Folder, Output
-from minitransformer.inspection.plots import plot_positions, position_table
+from minitransformer.inspection.plots import compute_position_table, plot_positions
 
 
 def positions(folder: Folder, output: Output = Path("positions.png")):
     """Draw a model's position encodings and their cosine similarities."""
     _, model, _ = load_trained(folder, "cpu", "positions")
-    table = position_table(model)
+    table = compute_position_table(model)
     plot_positions(table, output, f"{model.config.positions} positions")
     print(f"{output} shows the {model.config.positions} encoding of {len(table)} positions")

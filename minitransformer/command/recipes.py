@@ -8,7 +8,7 @@ import typer
 from minitransformer.command.console import check_text, print_lines
 from minitransformer.command.display import describe_recipe
 from minitransformer.command.options import ChosenKernels, Data, Kernels, Settings
-from minitransformer.recipes import load_recipe, recipe_names
+from minitransformer.recipes import list_recipes, load_recipe
 from minitransformer.recipes.cost import BUSY, estimate_cost
 from minitransformer.system.terminal import format_duration_range
 
@@ -24,8 +24,8 @@ def recipes(
 ):
     """List the recipes, or show one with its cost on this machine."""
     if name is None:
-        width = 2 + max(map(len, recipe_names()))
-        for each in recipe_names():
+        width = 2 + max(map(len, list_recipes()))
+        for each in list_recipes():
             print_lines(f"{each:<{width}}{load_recipe(each).description}", width)
         return
     recipe = load_recipe(name, settings or ())

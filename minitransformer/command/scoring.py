@@ -3,20 +3,20 @@
 from rich.console import Console
 
 from minitransformer.data.tokenizer import id_count
-from minitransformer.models.table import architecture_of
+from minitransformer.models.table import find_architecture
 from minitransformer.system.progress import show_progress
 
 
 def score_task(model, tokenizer, examples):
     """Return the scores of ``model`` on the ``examples`` of a task, as its architecture does."""
     with show_scoring("evaluating") as advance:
-        return architecture_of(model).evaluate_task(model, examples, advance, id_count(tokenizer))
+        return find_architecture(model).evaluate_task(model, examples, advance, id_count(tokenizer))
 
 
 def score_text(model, tokenizer, tokens, text):
     """Return the scores of ``model`` on ``text``, whose ids are ``tokens``, as its architecture does."""
     with show_scoring("evaluating") as advance:
-        return architecture_of(model).evaluate_text(model, tokenizer, tokens, text, advance)
+        return find_architecture(model).evaluate_text(model, tokenizer, tokens, text, advance)
 
 
 def show_scoring(description):

@@ -13,7 +13,7 @@ from minitransformer.command.options import ChosenKernels, Data, Device, Kernels
 from minitransformer.command.scoring import score_task, score_text
 from minitransformer.errors import Stopped
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.resuming import resumed_recipe
+from minitransformer.recipes.resuming import load_resumed_recipe
 from minitransformer.recipes.run import train_recipe
 from minitransformer.system.folders import make_new_folder
 from minitransformer.training.checkpoints import find_last_checkpoint
@@ -45,7 +45,7 @@ def train(
     runs = Path("runs") / (recipe or "python")
     if resume:
         folder = output_dir or _find_newest_folder(runs)
-        chosen, data = resumed_recipe(recipe, folder, settings or (), data or [])
+        chosen, data = load_resumed_recipe(recipe, folder, settings or (), data or [])
     else:
         chosen = load_recipe(recipe or "python", settings or ())
         folder = output_dir or context.with_resource(make_new_folder(runs))

@@ -7,7 +7,7 @@ from minitransformer.data.tokenizer import decode_bytes, is_byte_level
 from minitransformer.dispatch import inference, watching
 from minitransformer.errors import InputError
 from minitransformer.functional import attention_weights
-from minitransformer.inspection.plots import check_picture, drawing, save_picture
+from minitransformer.inspection.plots import check_picture, prepare_drawing, save_picture
 
 COLOURS = "viridis"  # readable by the colour-blind, and in grey; no cell is as white as what is not seen
 COLOUR_TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
@@ -23,7 +23,7 @@ GAP, TITLE_ROOM, BAR_WIDTH, LARGEST_BAR = 0.15, 0.28, 0.12, 4
 POINTS, LARGEST_FONT = 72, 10  # POINTS are an inch
 
 
-def attention_maps(model, ids):
+def compute_attention_maps(model, ids):
     """Return what ``model`` weighs the values of ``ids`` with, (layers, H, T, T), on the host, in its type.
 
     ``ids`` are T tokens, a sequence of integers. ``maps[layer, head, i, j]`` is the probability with which
@@ -61,24 +61,24 @@ class _Collector:
             self.maps.append(to_numpy(attention_weights(q, k, **settings))[0])
 
 
-@drawing()
-def token_labels(tokenizer, ids):
+@prepare_drawing()
+def label_tokens(tokenizer, ids):
     """Return a short string for each of ``ids`` in which whitespace can be seen: ``["def", "␣f", "⏎"]``.
 
     What cannot be shown stands as an escape, such as ``"\\r"`` or, for a part of a character, ``"\\xe2"``;
     long tokens end in "…".
     """
-    return [_label(tokenizer, int(index)) for index in ids]
+    return [_label_token(tokenizer, int(index)) for index in ids]
 
 
-@drawing()
+@prepare_drawing()
 def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
     """Draw attention ``maps`` (layers, H, T, T) to the file ``path``: rows look at columns.
 
-    ``labels`` are T strings, one for each token (see ``token_labels``); where there are too many to be read,
+    ``labels`` are T strings, one for each token (see ``label_tokens``); where there are too many to be read,
     their positions stand instead. ``layer`` and ``head``, counted from 0, choose what is drawn: one map, the
     heads of one layer, one head in every layer, or by default everything, a layer in each row; but no more
-    than ``shown_maps`` says, so that it can be read.
+    than ``choose_maps`` says, so that it can be read.
     ``visible`` are booleans (T, T), False where a token cannot look: that stays blank. By default a token
     sees itself and those before it, as in a GPT; maps that are not 0 elsewhere raise ValueError.
 
@@ -93,34 +93,34 @@ def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
             f"plot_attention: maps of shape {maps.shape} for {length} labels; expected (layers, H, "
             f"{length}, {length}) with 0 wherever visible is False"
         )
-    layers, heads = shown_maps(maps.shape[:2], length, layer=layer, head=head)
+    layers, heads = choose_maps(maps.shape[:2], length, layer=layer, head=head)
     pairs = [(one_layer, one_head) for one_layer in layers for one_head in heads]
-    columns = len(heads) if min(len(layers), len(heads)) > 1 else min(len(pairs), _most_abreast(length))
+    columns = len(heads) if min(len(layers), len(heads)) > 1 else min(len(pairs), _count_abreast(length))
     panels = {f"layer {pair[0]}, head {pair[1]}": np.ma.masked_where(~visible, maps[pair]) for pair in pairs}
-    save_picture(_figure(panels, labels, columns), path)
+    save_picture(_draw_figure(panels, labels, columns), path)
 
 
-def shown_maps(counts, length, *, layer=None, head=None):
+def choose_maps(counts, length, *, layer=None, head=None):
     """Return the layers and the heads, two lists, of which ``plot_attention`` draws every pair.
 
     ``counts`` are how many layers and heads there are, ``length`` how many tokens, ``layer`` and ``head``
     what was chosen. Of many layers some from the first to the last are drawn, of many heads the first: four
     by four, or fewer of long texts, whose labels need the room.
     """
-    layers, heads = _numbers("layer", layer, counts[0]), _numbers("head", head, counts[1])
-    most = _most_abreast(length)
+    layers, heads = _choose_numbers("layer", layer, counts[0]), _choose_numbers("head", head, counts[1])
+    most = _count_abreast(length)
     if min(len(layers), len(heads)) == 1:
         most **= 2  # they are drawn in several rows
     places = range(min(most, len(layers)))
     return [layers[place * (len(layers) - 1) // max(1, len(places) - 1)] for place in places], heads[:most]
 
 
-def left_out(counts, length, *, layer=None, head=None):
+def describe_left_out(counts, length, *, layer=None, head=None):
     """Return a line that says what ``plot_attention`` leaves out, and how to see it; "" if that is nothing.
 
-    The arguments are those of ``shown_maps``.
+    The arguments are those of ``choose_maps``.
     """
-    shown = shown_maps(counts, length, layer=layer, head=head)
+    shown = choose_maps(counts, length, layer=layer, head=head)
     parts = []
     for name, number, count, numbers in zip(("layer", "head"), (layer, head), counts, shown, strict=True):
         if number is None and len(numbers) < count:
@@ -128,13 +128,13 @@ def left_out(counts, length, *, layer=None, head=None):
     return f"drawn are {', and '.join(parts)}\n" if parts else ""
 
 
-def _most_abreast(length):
+def _count_abreast(length):
     """Return how many maps of ``length`` tokens may stand side by side."""
     labelled = int(LARGEST_GRID / (SMALLEST_LABELLED_CELL * length))
     return min(labelled, MOST_ABREAST) if labelled > 1 else MOST_ABREAST
 
 
-def _numbers(name, number, count):
+def _choose_numbers(name, number, count):
     if number is None:
         return list(range(count))
     if not 0 <= number < count:
@@ -143,12 +143,12 @@ def _numbers(name, number, count):
     return [number]
 
 
-def _figure(panels, labels, columns):
+def _draw_figure(panels, labels, columns):
     """Return a figure of ``panels``, ``{title: map}``, with ``columns`` of them in a row and a colour bar."""
     from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and most commands draw nothing
 
     rows = -(-len(panels) // columns)
-    side = _side(len(labels), max(rows, columns))
+    side = _choose_side(len(labels), max(rows, columns))
     width, height = columns * (side + GAP), rows * (side + TITLE_ROOM)
     figure = Figure(figsize=(width, height))
 
@@ -169,7 +169,7 @@ def _figure(panels, labels, columns):
     return figure
 
 
-def _side(length, maps):
+def _choose_side(length, maps):
     """Return the inches of a map of ``length`` tokens, of which ``maps`` stand side by side."""
     wanted = max(USUAL_GRID / maps, SMALLEST_LABELLED_CELL * length)
     return max(SMALLEST_MAP, min(wanted, LARGEST_CELL * length, LARGEST_GRID / maps))
@@ -207,16 +207,16 @@ def _mark(axis, labels, side, name):
         axis.set_label_text(name)
 
 
-def _label(tokenizer, index):
+def _label_token(tokenizer, index):
     if is_byte_level(tokenizer):
         token = decode_bytes(tokenizer, [index]).decode("utf-8", "backslashreplace")
     else:
         token = tokenizer.id_to_token(index)
-    label = "".join(map(_shown, token.translate(WHITESPACE)))
+    label = "".join(map(_escape, token.translate(WHITESPACE)))
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
-def _shown(character):
+def _escape(character):
     """Return ``character``, or its escape if it would not be seen."""
     from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415
 

@@ -23,7 +23,7 @@ DOTS = 150  # an inch, in pictures of many small cells
 
 
 @contextlib.contextmanager
-def drawing():
+def prepare_drawing():
     """Within this block, or the function that it decorates, matplotlib is there and has its own settings.
 
     Nothing of the user's (a style, fonts, LaTeX) bends a picture, and nothing of theirs is changed. Raises
@@ -70,7 +70,7 @@ def _load_matplotlib():
             matplotlib.rcParams["backend"] = name
 
 
-@drawing()
+@prepare_drawing()
 def plot_training(history, path):
     """Draw the losses, learning rates and gradient norms of ``history``, the lines of the metrics."""
     from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and most commands draw nothing
@@ -81,13 +81,13 @@ def plot_training(history, path):
         ("train_loss", TRAIN_COLOUR, "-"),
         ("val_loss", VALIDATION_COLOUR, "o-"),
     ):
-        points = _points(history, name)
+        points = _select_points(history, name)
         if points:
             label = f"{name.removesuffix('_loss').replace('val', 'validation')}, last {points[-1][1]:.3f}"
             losses.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
             losses.legend(frameon=False)
     for axes, name in ((rates, "learning_rate"), (norms, "gradient_norm")):
-        points = _points(history, name)
+        points = _select_points(history, name)
         if points:
             axes.plot(*zip(*points, strict=True), color=OTHER_COLOUR)
             axes.set_ylim(bottom=0)
@@ -101,7 +101,7 @@ def plot_training(history, path):
     _write(figure, path, dpi=120, format="png")
 
 
-def position_table(model):
+def compute_position_table(model):
     """Return what ``model`` adds to the embeddings for each position, (P, D), on the host, in its type.
 
     Learned or sinusoidal, it is what the model's own layer makes of zeros.
@@ -113,7 +113,7 @@ def position_table(model):
     return to_numpy(rows)[0]
 
 
-@drawing()
+@prepare_drawing()
 def plot_positions(table, path, title="positions"):
     """Draw ``table`` (P, D), a row for each position, and beside it the rows' cosine similarities (P, P).
 
@@ -128,13 +128,13 @@ def plot_positions(table, path, title="positions"):
     figure.get_layout_engine().set(wspace=0.05)
     left, right = figure.subplots(1, 2)
     _draw_signed(left, table, np.abs(table).max(), "value")
-    _draw_signed(right, cosine_similarities(table), 1, "cosine similarity")
+    _draw_signed(right, compute_cosine_similarities(table), 1, "cosine similarity")
     left.set(title=f"{title}, {count} × {width}", xlabel="component", ylabel="position")
     right.set(title="how alike two positions are", xlabel="position", ylabel="position")
     save_picture(figure, path)
 
 
-def cosine_similarities(table):
+def compute_cosine_similarities(table):
     """Return the cosines of the angles between the rows of ``table`` (P, D), (P, P); 0 for rows of zeros."""
     norms = np.sqrt(np.square(table).sum(axis=1, keepdims=True))
     directions = table / np.where(norms == 0, 1, norms)
@@ -172,5 +172,5 @@ def _draw_signed(axes, values, largest, name):
     axes.figure.colorbar(image, ax=axes, label=name)
 
 
-def _points(history, name):
+def _select_points(history, name):
     return [(line["step"], line[name]) for line in history if line[name] is not None]

@@ -15,7 +15,7 @@ LABELS = (
 )
 
 
-def as_batch(xp, given):
+def make_batch(xp, given):
     """Return the batch that ``given`` means, its arrays in ``xp``; raise InputError where it means none.
 
     ``given`` is a dictionary with ``ids`` (B, T), or these alone, as an array or lists. ``input_ids`` will do
@@ -33,13 +33,13 @@ def as_batch(xp, given):
     if "ids" not in given:
         raise InputError(f"the batch has no ids; there are {', '.join(map(str, given)) or 'nothing'}")
 
-    batch = {name: _integers(xp, name, part) for name, part in given.items()}
+    batch = {name: _convert_integers(xp, name, part) for name, part in given.items()}
     shape = batch["ids"].shape
     if len(shape) != 2:
         one = "; give [ids] for one sequence" if len(shape) == 1 else ""
         raise InputError(f"ids have shape {shape}; expected (B, T), a row for each sequence{one}")
     if visible is not None:
-        lengths = _lengths(_integers(xp, "attention_mask", visible), shape)
+        lengths = _count_visible(_convert_integers(xp, "attention_mask", visible), shape)
         if "lengths" in batch:
             raise InputError("the batch has lengths and an attention_mask; give one of them")
         if lengths is not None:
@@ -51,7 +51,7 @@ def as_batch(xp, given):
     return batch
 
 
-def _integers(xp, name, part):
+def _convert_integers(xp, name, part):
     """Return ``part`` as an array of integers in ``xp``."""
     try:
         array = xp.asarray(part)
@@ -72,7 +72,7 @@ def _check_lengths(lengths, longest):
                 raise InputError(f"a row's length is {length}; expected 0 to {longest}, the length of ids")
 
 
-def _lengths(visible, shape):
+def _count_visible(visible, shape):
     """Return how many tokens of each row the attention mask ``visible`` shows; None if it shows all."""
     if visible.shape != shape:
         raise InputError(f"attention_mask has shape {visible.shape} beside ids {shape}; expected the same")

@@ -26,7 +26,7 @@ from minitransformer.layers import (
 from minitransformer.layers.attention import head_width
 from minitransformer.layers.basic import DEVIATION
 from minitransformer.layers.blocks import ACTIVATIONS
-from minitransformer.models.batch import as_batch
+from minitransformer.models.batch import make_batch
 from minitransformer.parameters import Layer, normal
 from minitransformer.system.settings import check_types, reject_unknown_settings
 
@@ -117,7 +117,7 @@ class GPT(Layer):
         before: the batch then brings the tokens that follow.
         """
         batch = self._batch(batch)
-        mask, positions = self._mask_and_positions(batch, cache)
+        mask, positions = self._make_mask_and_positions(batch, cache)
         embedding_key, *block_keys = split_key(key, 1 + len(self.blocks))
 
         x, embedding_backward = self.embedding(batch["ids"])
@@ -168,7 +168,7 @@ class GPT(Layer):
         ``backward({"tokens": weight})`` adds weight · gradient; with the weight 1/count the loss is the mean.
         """
         batch = self._batch(batch)
-        targets = _targets(batch)
+        targets = _get_targets(batch)
         h, hidden_backward = self.hidden(batch, key)
         table = self.embedding.table
         total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=targets)
@@ -183,7 +183,7 @@ class GPT(Layer):
     @staticmethod
     def count_targets(batch):
         """Return ``{"tokens": count}``, how many targets the total of ``loss`` is a sum over."""
-        return {"tokens": int((_targets(batch) != IGNORED).sum())}
+        return {"tokens": int((_get_targets(batch) != IGNORED).sum())}
 
     def cache(self, batch):
         """Return an empty key/value cache for ``batch`` rows of up to ``context_length`` tokens."""
@@ -210,9 +210,9 @@ class GPT(Layer):
         return 2 * length * products + 4 * config.layers * length**2 * config.width
 
     def _batch(self, given):
-        return as_batch(array_module(self.embedding.table.value), given)
+        return make_batch(array_module(self.embedding.table.value), given)
 
-    def _mask_and_positions(self, batch, cache):
+    def _make_mask_and_positions(self, batch, cache):
         ids = batch["ids"]
         xp = array_module(ids)
         rows, length = ids.shape
@@ -228,7 +228,7 @@ class GPT(Layer):
         return Mask(cache.lengths, 0, offset), offset[:, None] + xp.arange(length)
 
 
-def _targets(batch):
+def _get_targets(batch):
     if "targets" not in batch:
         raise InputError(
             "the batch has no targets; give {'ids': …, 'targets': …}: for each token the one that follows"

@@ -57,7 +57,7 @@ ARCHITECTURES = {
 }
 
 
-def architecture_of(thing):
+def find_architecture(thing):
     """Return the row of ``thing``, a model or its configuration. Raises TypeError if it has none."""
     for row in ARCHITECTURES.values():
         if type(thing) in (row.config, row.model):

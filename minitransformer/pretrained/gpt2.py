@@ -131,7 +131,7 @@ def tensors(config):
     """Yield our path, Hugging Face's name and the shape of every tensor of the file."""
     with_all = GPT(replace(config, bias=True, positions="learned"))
     for path, parameter in with_all.parameters().items():
-        yield path, _hugging_face_name(path), parameter.shape
+        yield path, _translate_path(path), parameter.shape
 
 
 def is_buffer(name):
@@ -156,7 +156,7 @@ def constant(path, shape):
     return np.zeros(shape, np.float32)
 
 
-def _hugging_face_name(path):
+def _translate_path(path):
     if not path.startswith("blocks."):
         return NAMES[path]
     _, index, rest = path.split(".", 2)

@@ -13,9 +13,9 @@ import numpy as np
 import minitransformer
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import InputError
-from minitransformer.models.table import ARCHITECTURES, architecture_of
+from minitransformer.models.table import ARCHITECTURES, find_architecture
 from minitransformer.pretrained.tensor_files import check_tensor, write_tensors
-from minitransformer.pretrained.weight_files import read_weights, weight_files
+from minitransformer.pretrained.weight_files import find_weight_files, read_weights
 from minitransformer.system.file_names import CONFIG, WEIGHTS
 from minitransformer.system.files import read_json, write_json
 
@@ -25,11 +25,11 @@ def save_model(model, folder, extra=None):
 
     ``extra`` is put under the key ``"minitransformer"`` of ``config.json``, beside what is needed there.
     """
-    folder, layout = Path(folder), _layout_of(architecture_of(model))
+    folder, layout = Path(folder), _load_layout(find_architecture(model))
     config = layout.to_hugging_face(model.config)
     ours = {"version": minitransformer.__version__, **config.pop("minitransformer", {}), **(extra or {})}
     dtype = model.flat.values.dtype.name
-    write_tensors(folder / WEIGHTS, _tensors(model, layout))
+    write_tensors(folder / WEIGHTS, _collect_tensors(model, layout))
     write_json(
         folder / CONFIG, {"model_type": layout.MODEL_TYPE, "dtype": dtype, **config, "minitransformer": ours}
     )
@@ -43,7 +43,7 @@ def load_model(folder, dtype="float32", device="cpu"):
     """
     config = load_config(folder)
     values = read_values(folder, config, dtype)
-    model = architecture_of(config).model(config).build(seed=None, dtype=dtype, device=device)
+    model = find_architecture(config).model(config).build(seed=None, dtype=dtype, device=device)
     assign(model, values)
     return model
 
@@ -54,7 +54,7 @@ def load_config(folder):
     if not path.is_file():
         raise InputError(f"{folder} holds no trained model: {CONFIG} is missing")
     table = read_json(path)
-    layouts = {layout.MODEL_TYPE: layout for layout in map(_layout_of, ARCHITECTURES.values())}
+    layouts = {layout.MODEL_TYPE: layout for layout in map(_load_layout, ARCHITECTURES.values())}
     kind = table.get("model_type")
     if not isinstance(kind, str) or kind not in layouts:
         known = " or ".join(repr(name) for name in layouts)
@@ -64,9 +64,9 @@ def load_config(folder):
 
 def read_values(folder, config, dtype):
     """Return ``{path: array}``, the parameters of a model of the shape ``config``, from ``folder``."""
-    architecture = architecture_of(config)
-    layout = _layout_of(architecture)
-    path, files = weight_files(folder)
+    architecture = find_architecture(config)
+    layout = _load_layout(architecture)
+    path, files = find_weight_files(folder)
     stored = read_weights(path, files, layout, lambda header: _check_header(header, layout, config, path))
     for copy, name in layout.TIED.items():
         if copy in stored and not np.array_equal(stored.pop(copy), stored[name]):
@@ -90,12 +90,12 @@ def assign(model, values):
         parameter.value[...] = xp.asarray(values.pop(path))
 
 
-def _layout_of(architecture):
+def _load_layout(architecture):
     """Return the module that says how folders of ``architecture`` are laid out."""
     return importlib.import_module(f"{__package__}.{architecture.layout}")
 
 
-def _tensors(model, layout):
+def _collect_tensors(model, layout):
     parameters, dtype = model.parameters(), model.flat.values.dtype
     return {
         layout.PREFIX + name: np.ascontiguousarray(

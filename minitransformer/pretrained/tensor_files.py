@@ -25,7 +25,9 @@ def write_tensors(path, tensors):
     types = {name: tensor.dtype.name for name, tensor in tensors.items()}
     with write_atomically(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt", "sha256": _digest(tensors, types)})
+            save_file(
+                tensors, temporary, metadata={"format": "pt", "sha256": _compute_digest(tensors, types)}
+            )
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from None
 
@@ -40,20 +42,20 @@ def read_tensors(path, check):
     """
     path = Path(path)
     with _reading(path), safe_open(path, framework="numpy") as file:
-        header = _header(file)
-        stored = _stored(path, check(header))
+        header = _parse_header(file)
+        stored = _read_stored(path, check(header))
         recorded = (file.metadata() or {}).get("sha256")
     types = {name: header[name][1] for name in stored}
-    if recorded and len(stored) == len(header) and recorded != _digest(stored, types):
+    if recorded and len(stored) == len(header) and recorded != _compute_digest(stored, types):
         raise InputError(f"{path} is damaged: its content does not match the SHA-256 it was saved with")
-    return {name: _widened(stored.pop(name)) for name in list(stored)}
+    return {name: _widen(stored.pop(name)) for name in list(stored)}
 
 
 def read_header(path):
     """Return ``{name: (shape, type)}`` of the safetensors file ``path``, the type by NumPy's name."""
     path = Path(path)
     with _reading(path), safe_open(path, framework="numpy") as file:
-        return _header(file)
+        return _parse_header(file)
 
 
 def check_tensor(path, name, header, shape):
@@ -80,7 +82,7 @@ def _reading(path):
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
-def _header(file):
+def _parse_header(file):
     parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     return {
         name: (tuple(part.get_shape()), TYPES.get(part.get_dtype(), part.get_dtype()))
@@ -88,7 +90,7 @@ def _header(file):
     }
 
 
-def _stored(path, names):
+def _read_stored(path, names):
     """Return the tensors ``names`` of ``path``, whose header is sound, as they lie there."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
@@ -101,12 +103,12 @@ def _stored(path, names):
     return stored
 
 
-def _widened(tensor):
+def _widen(tensor):
     """Return ``tensor``, bits of bfloat16 as float32: they are the upper half of its bits."""
     return (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype.kind == "u" else tensor
 
 
-def _digest(tensors, types):
+def _compute_digest(tensors, types):
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {types[name]} {tensors[name].shape}".encode())

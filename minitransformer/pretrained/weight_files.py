@@ -24,7 +24,7 @@ OTHERS = {  # file: what it is, and how transformers is told
 }
 
 
-def weight_files(folder):
+def find_weight_files(folder):
     """Return the file of ``folder`` that stands for its weights, and the safetensors files they are in.
 
     Raises InputError if there are none, or not all of them.
@@ -34,7 +34,7 @@ def weight_files(folder):
         return folder / WEIGHTS, [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
-        raise InputError(_found_instead(folder))
+        raise InputError(_explain_missing_weights(folder))
     places = read_json(index).get("weight_map")
     names = list(places.values()) if isinstance(places, dict) else []
     if not names or not all(isinstance(name, str) and name == Path(name).name != "" for name in names):
@@ -49,13 +49,13 @@ def weight_files(folder):
 
 
 def read_weights(path, files, layout, check):
-    """Return ``{name: array}`` of what ``weight_files`` has found; raise InputError if it is damaged.
+    """Return ``{name: array}`` of what ``find_weight_files`` has found; raise InputError if it is damaged.
 
     ``layout`` is the module of the architecture, which knows the prefix of its names, which tensors are tied
     and which are no weights. ``check`` is called with ``{name: (shape, type)}`` before any array takes
     memory, and raises an InputError for what does not fit.
     """
-    prefixes = prefix_pattern(layout)
+    prefixes = make_prefix_pattern(layout)
     headers = {file: read_header(file) for file in files}
     places = {}
     for file, header in headers.items():
@@ -79,12 +79,12 @@ def read_weights(path, files, layout, check):
     return weights
 
 
-def prefix_pattern(layout):
+def make_prefix_pattern(layout):
     """Return a pattern for what may stand before the names of ``layout``, in any order and number."""
     return re.compile(f"({'|'.join(map(re.escape, (*WRAPPERS, layout.PREFIX)))})*")
 
 
-def _found_instead(folder):
+def _explain_missing_weights(folder):
     """Return the message for a ``folder`` without weights that can be read."""
     for pattern, (what, argument) in OTHERS.items():
         for path in sorted(folder.glob(pattern)):

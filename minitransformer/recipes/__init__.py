@@ -9,7 +9,7 @@ from typing import Any
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError
-from minitransformer.models.table import ARCHITECTURES, Architecture, architecture_of
+from minitransformer.models.table import ARCHITECTURES, Architecture, find_architecture
 from minitransformer.recipes.starting_model import Pretrained, find_pretrained
 from minitransformer.system.settings import check_settings, check_types, reject_unknown_settings, suggest
 from minitransformer.training import TrainingArguments
@@ -72,10 +72,10 @@ class Recipe:
         table = {part.name: getattr(self, part.name) for part in fields(self)}
         for part in ("training", "text", PRETRAINED):
             table[part] = None if table[part] is None else asdict(table[part])
-        return {**table, "architecture": self.architecture.name, "model": _given(self.model)}
+        return {**table, "architecture": self.architecture.name, "model": _list_given_settings(self.model)}
 
 
-def recipe_names():
+def list_recipes():
     """Return the names of all recipes, sorted."""
     folder = resources.files(__package__)
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
@@ -89,13 +89,13 @@ def load_recipe(name, assignments=()):
     whatever the recipe has; only its dropout and a smaller ``context_length`` can then be set. Raises
     InputError for a recipe or a setting that does not exist (suggesting the nearest) and for an unfit value.
     """
-    if name not in recipe_names():
-        raise InputError(f"there is no recipe {name!r}{suggest(name, recipe_names())}")
+    if name not in list_recipes():
+        raise InputError(f"there is no recipe {name!r}{suggest(name, list_recipes())}")
     text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return recipe_from({"name": name, **tomllib.loads(text)}, assignments)
+    return make_recipe({"name": name, **tomllib.loads(text)}, assignments)
 
 
-def recipe_from(table, assignments=()):
+def make_recipe(table, assignments=()):
     """Return the recipe that ``table`` (as ``Recipe.table`` returns it) describes, ``assignments`` made.
 
     Raises InputError as ``load_recipe`` does.
@@ -112,11 +112,11 @@ def recipe_from(table, assignments=()):
                 raise InputError(f"{part} is {description[part]!r}; expected one of {', '.join(known)}")
         architecture, given = ARCHITECTURES[description["architecture"]], table.get(PRETRAINED)
         pretrained = None if given is None else Pretrained(**given)
-        folder = pretrained_folder(assignments)
+        folder = read_pretrained_folder(assignments)
         if folder is not None:
             pretrained, config = find_pretrained(folder)
-            architecture = architecture_of(config)
-            parts["model"] = _given(config)
+            architecture = find_architecture(config)
+            parts["model"] = _list_given_settings(config)
             parts["text"] = {"tokenizer": PRETRAINED}
         _assign(parts, assignments, architecture, pretrained)
         recipe = Recipe(
@@ -133,11 +133,11 @@ def recipe_from(table, assignments=()):
     return recipe
 
 
-def changed_settings(recipe):
+def list_changed_settings(recipe):
     """Return what makes ``recipe`` of the recipe with its name: assignments as ``load_recipe`` takes them."""
     usual, own = load_recipe(recipe.name).table(), recipe.table()
     return [
-        f"{setting}={_written(value)}"
+        f"{setting}={_format(value)}"
         for part in SETTINGS
         for setting, value in own[part].items()
         if setting != "output_dir" and value != usual[part].get(setting)
@@ -148,9 +148,9 @@ def _assign(parts, assignments, architecture, pretrained):
     """Make ``assignments`` in the tables ``parts``."""
     model = architecture.config(vocabulary_size=UNKNOWN, **parts["model"])
     known = {
-        "text": _names(TextSettings),
-        "model": _names(architecture.config) - {"vocabulary_size"},
-        "training": _names(TrainingArguments) - {"output_dir", "disable_tqdm"},
+        "text": _list_names(TextSettings),
+        "model": _list_names(architecture.config) - {"vocabulary_size"},
+        "training": _list_names(TrainingArguments) - {"output_dir", "disable_tqdm"},
         "start": {PRETRAINED},
     }
     for assignment in assignments:
@@ -162,7 +162,7 @@ def _assign(parts, assignments, architecture, pretrained):
         part = next(part for part, names in known.items() if setting in names)
         if part == "start":
             continue
-        value = _value(written.strip())
+        value = _parse(written.strip())
         if pretrained is not None and part != "training":
             own = getattr(model, setting) if part == "model" else None
             _check_fits_pretrained(setting, value, own, pretrained)
@@ -171,13 +171,13 @@ def _assign(parts, assignments, architecture, pretrained):
         raise InputError("the tokenizer 'pretrained' comes with a model; give that by pretrained=DIR")
 
 
-def pretrained_folder(assignments):
+def read_pretrained_folder(assignments):
     """Return the folder that ``assignments`` give as ``pretrained``, or None."""
     settings = (assignment.partition("=") for assignment in assignments)
     folders = [
         written.strip() for setting, equals, written in settings if equals and setting.strip() == PRETRAINED
     ]
-    return str(_value(folders[-1])) if folders else None
+    return str(_parse(folders[-1])) if folders else None
 
 
 def _check_fits_pretrained(setting, value, own, pretrained):
@@ -194,7 +194,7 @@ def _check_fits_pretrained(setting, value, own, pretrained):
         )
 
 
-def _given(config):
+def _list_given_settings(config):
     """Return the fields of ``config`` but for the vocabulary's size and those that follow from others."""
     derived = [part.name for part in fields(config) if part.default is None]
     derived = {name for name in derived if replace(config, **{name: None}) == config}
@@ -203,11 +203,11 @@ def _given(config):
     }
 
 
-def _names(settings):
+def _list_names(settings):
     return {field.name for field in fields(settings)}
 
 
-def _value(written):
+def _parse(written):
     """Read ``written`` as TOML, or as a string where it is none."""
     try:
         written = {"True": "true", "False": "false"}.get(written, written)  # Python's spelling
@@ -216,6 +216,6 @@ def _value(written):
         return written
 
 
-def _written(value):
-    """Write ``value`` so that ``_value`` reads it."""
+def _format(value):
+    """Write ``value`` so that ``_parse`` reads it."""
     return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -21,13 +21,13 @@ import numpy as np
 from minitransformer.dispatch import inference, is_reference, reference
 from minitransformer.functional import Key
 from minitransformer.generation.sampling import generate
-from minitransformer.models.table import ARCHITECTURES, architecture_of
+from minitransformer.models.table import ARCHITECTURES, find_architecture
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.training import TrainingArguments
 from minitransformer.training.optimisers import make_optimiser
 from minitransformer.training.step import train_step
 
-SHARES = {"train": 0.6, "judge": 0.2, "write": 0.2}  # of the time that a calibration takes
+SHARES = {"train": 0.6, "evaluate": 0.2, "generate": 0.2}  # of the time that a calibration takes
 PROBE_SECONDS = 0.1
 THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -41,15 +41,15 @@ class Measurement(NamedTuple):
 
 
 def calibrate(model, arguments, counts, seconds, clock=perf_counter):
-    """Return a ``Measurement`` of each part of a run of ``model``, ``{"train": …, "judge": …, "write": …}``.
+    """Return a ``Measurement`` of each part of a run of ``model``, by its name among those of ``SHARES``.
 
-    ``counts`` say how many rows are trained on and judged at once, and how many tokens written. It takes
+    ``counts`` say how many rows are trained on and evaluated at once, and how many tokens written. It takes
     about ``seconds``; what is too large for that is measured with a smaller count, and reckoned from there.
     """
-    work = _work(model, arguments)
+    work = _make_parts(model, arguments)
     for part in work.values():
         part(1)  # what is compiled, compiles now
-    return {name: _measured(part, counts[name], seconds * SHARES[name], clock) for name, part in work.items()}
+    return {name: _measure(part, counts[name], seconds * SHARES[name], clock) for name, part in work.items()}
 
 
 def calibrate_alone(model, arguments, counts, seconds):
@@ -57,7 +57,14 @@ def calibrate_alone(model, arguments, counts, seconds):
 
     Return None where that fails.
     """
-    order = architecture_of(model).name, vars(model.config), vars(arguments), counts, seconds, is_reference()
+    order = (
+        find_architecture(model).name,
+        vars(model.config),
+        vars(arguments),
+        counts,
+        seconds,
+        is_reference(),
+    )
     done = subprocess.run(
         [sys.executable, "-m", "minitransformer.recipes.calibration"],
         input=json.dumps(order),
@@ -82,9 +89,9 @@ def main():
         print(json.dumps(calibrate(model, TrainingArguments(**arguments), counts, seconds, process_time)))
 
 
-def free_share():
+def measure_free_share():
     """Return the least share of a processor that one of as many threads gets as there are processors."""
-    count = processors()
+    count = count_processors()
 
     def share(_):
         numbers = np.ones(2**17)
@@ -97,21 +104,21 @@ def free_share():
         return min(1.0, *pool.map(share, range(count)))
 
 
-def processors():
+def count_processors():
     """Return how many processors this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def threads():
+def count_threads():
     """Return how many threads compute."""
     limits = [os.environ[name] for name in THREAD_LIMITS if os.environ.get(name, "").isdecimal()]
-    return min([processors(), *(max(1, int(limit)) for limit in limits)])
+    return min([count_processors(), *(max(1, int(limit)) for limit in limits)])
 
 
-def _work(model, arguments):
+def _make_parts(model, arguments):
     """Return the parts of a run, functions of how much is to be done."""
-    architecture, optimiser = architecture_of(model), make_optimiser(model, arguments)
+    architecture, optimiser = find_architecture(model), make_optimiser(model, arguments)
     length = model.config.context_length
 
     def batch(rows):
@@ -122,31 +129,31 @@ def _work(model, arguments):
     def train(count):
         train_step(model, optimiser, [batch(count)], 0.0, arguments.max_grad_norm, Key(0))
 
-    def judge(count):
+    def evaluate(count):
         with inference():
             model.loss(batch(count))
 
-    def write(count):
+    def write_tokens(count):
         if "generate" in architecture.commands:
             list(generate(model, [0], count))
 
-    return {"train": train, "judge": judge, "write": write}
+    return {"train": train, "evaluate": evaluate, "generate": write_tokens}
 
 
-def _measured(work, count, budget, clock):
+def _measure(work, count, budget, clock):
     """Return the time and memory of ``work(count)``, reckoned from smaller counts if it takes too long."""
-    one = _measured_at(work, 1, budget / 4, clock)
+    one = _measure_at(work, 1, budget / 4, clock)
     some = min(count, max(2, int(budget / 3 / max(one.most, 1e-6))))
     if some <= 1:
         return one
-    more = _measured_at(work, some, budget / 2, clock)
+    more = _measure_at(work, some, budget / 2, clock)
     if some == count:
         return more
     growth = [max(0.0, (large - small) / (some - 1)) for large, small in zip(more, one, strict=True)]
     return Measurement(*(small + each * (count - 1) for small, each in zip(one, growth, strict=True)))
 
 
-def _measured_at(work, count, budget, clock):
+def _measure_at(work, count, budget, clock):
     """Return the least and the mean time of ``work(count)``, in about ``budget`` seconds, and its memory."""
     tracemalloc.start()
     try:

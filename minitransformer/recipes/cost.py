@@ -8,9 +8,15 @@ from minitransformer.data.corpus import load_corpus
 from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import character_tokenizer, is_character_level
 from minitransformer.evaluation.scores import SAMPLED_PLACES, batch_rows
-from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
+from minitransformer.recipes.calibration import (
+    Measurement,
+    calibrate,
+    calibrate_alone,
+    count_threads,
+    measure_free_share,
+)
 from minitransformer.recipes.run import SAMPLE_TOKENS
-from minitransformer.recipes.starting_model import pretrained_tokenizer
+from minitransformer.recipes.starting_model import load_pretrained_tokenizer
 from minitransformer.system.memory import measure_peak_memory, reuse_freed_memory
 
 CALIBRATION_SECONDS = 1.0  # of which there are two
@@ -44,15 +50,15 @@ def estimate_cost(recipe, data=()):
     reuse_freed_memory()
     before = measure_peak_memory() or 0
     args, length = recipe.training, recipe.model.context_length
-    vocabulary, train_dataset, validation, sampled = _material(recipe, data)
+    vocabulary, train_dataset, validation, sampled = _estimate_material(recipe, data)
     steps, examples = args.steps_for(train_dataset), len(validation.places())
     model = recipe.architecture.model(recipe.config(vocabulary)).build(seed=0)
-    judged_together = min(batch_rows(model), examples)
-    counts = {"train": args.per_device_train_batch_size, "judge": judged_together, "write": sampled}
-    measured, free = _measured(model, args, counts)
+    evaluated_together = min(batch_rows(model), examples)
+    counts = {"train": args.per_device_train_batch_size, "evaluate": evaluated_together, "generate": sampled}
+    measured, free = _measure(model, args, counts)
 
     evaluations = -(-steps // args.eval_steps) + 1
-    judged = evaluations * min(SAMPLED_PLACES, examples) + examples
+    evaluated = evaluations * min(SAMPLED_PLACES, examples) + examples
     held = 4 * model.flat.values.nbytes  # values, gradients and two moments
     return Cost(
         parameters=model.parameter_count(),
@@ -65,40 +71,40 @@ def estimate_cost(recipe, data=()):
         ),
         seconds=tuple(
             steps * args.gradient_accumulation_steps * train
-            + judged * judge / judged_together
-            + evaluations * write
-            for train, judge, write in zip(*(part[:2] for part in measured.values()), strict=True)
+            + evaluated * evaluate / evaluated_together
+            + evaluations * generate
+            for train, evaluate, generate in zip(*(part[:2] for part in measured.values()), strict=True)
         ),
         free=free,
     )
 
 
-def _measured(model, args, counts):
+def _measure(model, args, counts):
     """Return the ``Measurement`` of each part of a run, and the share of a processor that was free."""
-    free, moments = [free_share()], []
+    free, moments = [measure_free_share()], []
     for _ in range(2):
         moments.append(calibrate(model, args, counts, CALIBRATION_SECONDS))
-        free.append(free_share())
+        free.append(measure_free_share())
     first, second = moments
-    measured = {name: _both(first[name], second[name]) for name in counts}
+    measured = {name: _combine(first[name], second[name]) for name in counts}
     if min(free) < BUSY and (alone := calibrate_alone(model, args, counts, CALIBRATION_SECONDS)):
         # what one thread does in this time, all of them do in no less than their part of it
         for name, (least, most, _) in alone.items():
-            measured[name] = Measurement(least / threads(), most, measured[name].memory)
+            measured[name] = Measurement(least / count_threads(), most, measured[name].memory)
     return measured, min(free)
 
 
-def _both(first, second):
+def _combine(first, second):
     """Return what two measurements of the same say together."""
     least, most, memory = zip(first, second, strict=True)
     return Measurement(min(least), max(most), max(memory))
 
 
-def _material(recipe, data):
+def _estimate_material(recipe, data):
     """Return the vocabulary's size, datasets of the right size, and the tokens of a sample."""
     length, characters = recipe.model.context_length, recipe.text.tokenizer == "characters"
     if recipe.pretrained is not None:
-        characters = is_character_level(pretrained_tokenizer(recipe.pretrained))
+        characters = is_character_level(load_pretrained_tokenizer(recipe.pretrained))
     if recipe.corpus in TASKS:
         task = TASKS[recipe.corpus]()
         return task.tokenizer.get_vocab_size(), task.train, task.validation, task.answer_length

@@ -12,7 +12,7 @@ from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import train_tokenizer
 from minitransformer.errors import InputError
 from minitransformer.recipes.progress import Display
-from minitransformer.recipes.starting_model import pretrained_tokenizer
+from minitransformer.recipes.starting_model import load_pretrained_tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
     """
     display = display or Display()
     if tokenizer is None and recipe.pretrained is not None:
-        tokenizer = pretrained_tokenizer(recipe.pretrained)
+        tokenizer = load_pretrained_tokenizer(recipe.pretrained)
     if recipe.corpus in TASKS:
-        return _task_material(recipe, data, tokenizer)
+        return _load_task_material(recipe, data, tokenizer)
     corpus = load_corpus(recipe.name, recipe.corpus, data)
     if not corpus.validation.byte_count:
         raise InputError("the text is too short: nothing of it is left to validate with")
     if tokenizer is None:
         whole = Text([*corpus.train.spans, *corpus.validation.spans])
         seen = whole if recipe.text.tokenizer == "characters" else corpus.train
-        told = display.preparing("learning the tokenizer")
+        told = display.track("learning the tokenizer")
         tokenizer = train_tokenizer(recipe.text.tokenizer, recipe.text.vocabulary_size, seen, told)
     length = recipe.model.context_length
     tokens = [
-        token_file(part, tokenizer, display.preparing("making tokens"))
+        token_file(part, tokenizer, display.track("making tokens"))
         for part in (corpus.train, corpus.validation)
     ]
     if len(tokens[0]) <= length or len(tokens[1]) < 2:
@@ -64,7 +64,7 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
     return Material(train, validation, tokenizer, corpus.source, "", corpus.validation)
 
 
-def _task_material(recipe, data, tokenizer):
+def _load_task_material(recipe, data, tokenizer):
     if data:
         raise InputError(f"the recipe {recipe.name!r} makes its own examples; leave out --data")
     task = TASKS[recipe.corpus]()

@@ -1,15 +1,15 @@
-"""What a run tells whoever is watching it."""
+"""Messages of a run about its progress."""
 
 from minitransformer.training import Callback
 
 
 class Display(Callback):
-    """What a run tells whoever is watching; this one keeps silent."""
+    """Shows the progress of a run; this one shows nothing."""
 
     def begin(self, recipe, trainer, material):
         """The run is about to start."""
 
-    def preparing(self, what):
+    def track(self, what):
         """Return what is called with how much of ``what`` is done and of how much."""
         return lambda done, total: None
 

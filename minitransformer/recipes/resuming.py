@@ -4,25 +4,25 @@ import difflib
 from pathlib import Path
 
 from minitransformer.errors import ChangedSettingError, InputError
-from minitransformer.recipes import PRETRAINED, pretrained_folder, recipe_from
-from minitransformer.recipes.starting_model import resolved
+from minitransformer.recipes import PRETRAINED, make_recipe, read_pretrained_folder
+from minitransformer.recipes.starting_model import resolve_folder
 from minitransformer.system.file_names import RUN
 from minitransformer.system.files import read_json
 from minitransformer.training.checkpoints import find_checkpoints
 
 
-def resumed_recipe(name, output_dir, assignments, data):
+def load_resumed_recipe(name, output_dir, assignments, data):
     """Return the recipe and the data of the run in ``output_dir``, ``assignments`` made.
 
     Raises InputError if there is no run, or one of another recipe than ``name`` (if given).
     """
     path = Path(output_dir) / RUN
     if not path.exists():
-        raise InputError(f"there is no run in {output_dir} to go on with{_runs_nearby(output_dir)}")
+        raise InputError(f"there is no run in {output_dir} to go on with{_suggest_runs(output_dir)}")
     recorded = read_json(path)
     table = recorded.get("recipe") or {}
-    earlier = recipe_from(table)
-    recipe = recipe_from(table, _without_same_start(assignments, earlier.pretrained, output_dir))
+    earlier = make_recipe(table)
+    recipe = make_recipe(table, _drop_same_start(assignments, earlier.pretrained, output_dir))
     if recipe.text != earlier.text:
         raise ChangedSettingError(
             f"the run in {output_dir} has the text settings {earlier.text}; they cannot change to "
@@ -36,10 +36,10 @@ def resumed_recipe(name, output_dir, assignments, data):
     return recipe, data or [Path(part) for part in paths]
 
 
-def _without_same_start(assignments, pretrained, output_dir):
+def _drop_same_start(assignments, pretrained, output_dir):
     """Return ``assignments`` without the model that the run started from; refuse any other."""
-    folder = pretrained_folder(assignments)
-    if folder is not None and (pretrained is None or resolved(folder) != pretrained.folder):
+    folder = read_pretrained_folder(assignments)
+    if folder is not None and (pretrained is None or resolve_folder(folder) != pretrained.folder):
         started = "random weights" if pretrained is None else pretrained.folder
         raise ChangedSettingError(
             f"pretrained is {folder}, but the run in {output_dir} has started from {started}; "
@@ -48,7 +48,7 @@ def _without_same_start(assignments, pretrained, output_dir):
     return [part for part in assignments if part.partition("=")[0].strip() != PRETRAINED]
 
 
-def _runs_nearby(output_dir):
+def _suggest_runs(output_dir):
     """Return a hint to the runs that could have been meant."""
     folder = Path(output_dir)
     if find_checkpoints(folder):

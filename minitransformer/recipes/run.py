@@ -34,7 +34,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     """
     display, output_dir = display or Display(), Path(output_dir)
     check_output_dir(output_dir, resume, recipe.training.overwrite_output_dir)
-    kept = _kept_tokenizer(output_dir) if resume else None
+    kept = _load_kept_tokenizer(output_dir) if resume else None
     material = load_material(recipe, data, display, kept)
     if resume:
         _check_same_source(output_dir, material.source)
@@ -47,7 +47,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
         recipe = replace(recipe, pretrained=replace(recipe.pretrained, sha256=digest))
     callbacks = [RunFiles(recipe, material, data), display]
     if "generate" in recipe.architecture.commands:
-        callbacks.append(_samples(material, display))
+        callbacks.append(_make_samples(material, display))
     trainer = Trainer(
         model=model,
         args=args,
@@ -67,7 +67,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     return model, material
 
 
-def _samples(material, display):
+def _make_samples(material, display):
     """Return the callback that lets the model write after every evaluation."""
     prompt = material.tokenizer.encode(material.prompt).ids or [start_id(material.tokenizer)]
     return Samples(
@@ -87,7 +87,7 @@ def _draw(history, path):
         warnings.warn(f"{PICTURE} was not drawn: {error}", RuntimeWarning, stacklevel=3)
 
 
-def _kept_tokenizer(output_dir):
+def _load_kept_tokenizer(output_dir):
     """Return the tokenizer of the run that is resumed, or None if it has not come so far."""
     if find_checkpoints(output_dir) and (output_dir / TOKENIZER).exists():
         return load_tokenizer(output_dir)

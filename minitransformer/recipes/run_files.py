@@ -33,7 +33,7 @@ class RunFiles(Callback):
 
     def _write_generation_settings(self, folder, tokenizer, context_length):
         settings = {
-            "bos_token_id": _start_for_transformers(tokenizer),
+            "bos_token_id": _find_start_for_transformers(tokenizer),
             "eos_token_id": None,  # nothing ends a text here
             "max_length": context_length + 1,  # transformers does not go on; the last token is not read
         }
@@ -42,7 +42,7 @@ class RunFiles(Callback):
         write_json(folder / GENERATION, settings)
 
 
-def _start_for_transformers(tokenizer):
+def _find_start_for_transformers(tokenizer):
     """Return what a text without a prompt starts after; None for padding, which transformers never sees."""
     start = start_id(tokenizer)
     return None if tokenizer.id_to_token(start) == SPECIALS["pad_token"] else start

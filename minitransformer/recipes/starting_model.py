@@ -10,7 +10,7 @@ from pathlib import Path
 from minitransformer.arrays import to_numpy
 from minitransformer.data.tokenizer import load_matching_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.models.table import architecture_of
+from minitransformer.models.table import find_architecture
 from minitransformer.pretrained.model_folder import assign, load_config, load_model
 from minitransformer.training.checkpoints import find_model_folder
 
@@ -40,15 +40,15 @@ def find_pretrained(folder):
     if not (folder and Path(folder).is_dir()):
         raise InputError(f"pretrained is {str(folder)!r}; expected the folder of a trained model")
     config = load_config(find_model_folder(folder))
-    return Pretrained(resolved(folder), config.vocabulary_size, config.context_length), config
+    return Pretrained(resolve_folder(folder), config.vocabulary_size, config.context_length), config
 
 
-def resolved(folder):
+def resolve_folder(folder):
     """Return by which name a run remembers ``folder``."""
     return str(Path(folder).resolve())
 
 
-def pretrained_tokenizer(pretrained):
+def load_pretrained_tokenizer(pretrained):
     """Return the tokenizer of a ``Pretrained``."""
     return load_matching_tokenizer(find_model_folder(pretrained.folder), pretrained.vocabulary_size)
 
@@ -60,7 +60,7 @@ def load_pretrained(pretrained, config, device="cpu"):
     InputError if the weights are others than those of the SHA-256 in ``pretrained``.
     """
     source = load_model(find_model_folder(pretrained.folder), device=device)
-    digest = _digest(source)
+    digest = _compute_digest(source)
     if pretrained.sha256 not in (None, digest):
         raise InputError(
             f"the weights in {pretrained.folder} have changed since the run was started; "
@@ -70,14 +70,14 @@ def load_pretrained(pretrained, config, device="cpu"):
         return source, digest
     if replace(source.config, context_length=config.context_length, dropout=config.dropout) != config:
         raise InputError(f"the model in {pretrained.folder} has another shape than it had: {source.config}")
-    model = architecture_of(config).model(config).build(seed=None, device=device)
+    model = find_architecture(config).model(config).build(seed=None, device=device)
     given = source.parameters()
     # a table of positions is the only parameter that may be shorter
     assign(model, {path: given[path].value[: own.shape[0]] for path, own in model.parameters().items()})
     return model, digest
 
 
-def _digest(model):
+def _compute_digest(model):
     digest = hashlib.sha256()
     for path, parameter in model.parameters().items():
         digest.update(f"{path} {parameter.shape}".encode())

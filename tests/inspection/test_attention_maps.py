@@ -8,14 +8,14 @@ from tokenizers import Tokenizer, decoders, models
 
 from minitransformer.data import character_tokenizer, encode
 from minitransformer.errors import InputError
-from minitransformer.inspection.attention_maps import attention_maps, token_labels
-from minitransformer.inspection.plots import cosine_similarities, position_table
+from minitransformer.inspection.attention_maps import compute_attention_maps, label_tokens
+from minitransformer.inspection.plots import compute_cosine_similarities, compute_position_table
 
 
 def maps_by_hand(model, ids):
     """Return the attention maps of ``model`` (with ReLU), query by query, from its parameters alone."""
     values = {path: parameter.value for path, parameter in model.parameters().items()}
-    x = values["embedding.table"][ids] + position_table(model)[: len(ids)]
+    x = values["embedding.table"][ids] + compute_position_table(model)[: len(ids)]
     layers = []
     for layer in range(model.config.layers):
         own = {path.split(".", 2)[2]: value for path, value in values.items() if f"blocks.{layer}." in path}
@@ -50,14 +50,14 @@ def norm(x, values, name):
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_the_maps_are_those_of_the_model(positions):
     model = gpt(positions=positions)
-    maps = attention_maps(model, IDS)
+    maps = compute_attention_maps(model, IDS)
     assert maps.shape == (LAYERS, HEADS, len(IDS), len(IDS))
     np.testing.assert_allclose(maps, maps_by_hand(model, IDS), rtol=0, atol=1e-12)
     assert maps[..., -1, :].max() > 2 / len(IDS), "this test wants a model that prefers some tokens"
 
 
 def test_rows_sum_to_one_and_the_future_is_zero():
-    maps = attention_maps(gpt(), IDS)
+    maps = compute_attention_maps(gpt(), IDS)
     np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=0, atol=1e-12)
     assert not np.triu(maps, 1).any()
 
@@ -66,35 +66,37 @@ def test_a_later_token_changes_no_earlier_row():
     model, place = gpt(), 5
     other = IDS.copy()
     other[place:] = 7
-    maps, changed = attention_maps(model, IDS), attention_maps(model, other)
+    maps, changed = compute_attention_maps(model, IDS), compute_attention_maps(model, other)
     np.testing.assert_allclose(changed[..., :place, :], maps[..., :place, :], rtol=0, atol=1e-12)
     assert not np.allclose(changed[..., place, :], maps[..., place, :])
 
 
 def test_the_maps_are_of_evaluation_and_of_the_models_type():
     model, with_dropout = gpt("float32"), gpt("float32", dropout=0.5)
-    maps = attention_maps(with_dropout, IDS.tolist())
+    maps = compute_attention_maps(with_dropout, IDS.tolist())
     assert maps.dtype == np.float32
-    np.testing.assert_array_equal(maps, attention_maps(model, IDS))
+    np.testing.assert_array_equal(maps, compute_attention_maps(model, IDS))
 
 
 def test_a_model_on_a_device_gives_the_same_on_the_host(monkeypatch):
     emulated_cupy.install(monkeypatch)
-    np.testing.assert_array_equal(attention_maps(gpt(device="cuda"), IDS), attention_maps(gpt(), IDS))
-    np.testing.assert_array_equal(position_table(gpt(device="cuda")), position_table(gpt()))
+    np.testing.assert_array_equal(
+        compute_attention_maps(gpt(device="cuda"), IDS), compute_attention_maps(gpt(), IDS)
+    )
+    np.testing.assert_array_equal(compute_position_table(gpt(device="cuda")), compute_position_table(gpt()))
 
 
 def test_weights_of_no_use_are_told():
     model = gpt("float32")
     model.flat.values[...] = 1e38
     with pytest.raises(InputError, match="not all finite"), np.errstate(all="ignore"):
-        attention_maps(model, IDS)
+        compute_attention_maps(model, IDS)
 
 
 def test_the_position_table():
     learned = gpt()
-    np.testing.assert_array_equal(position_table(learned), learned.positions.table.value)
-    table = position_table(gpt(positions="sinusoidal"))
+    np.testing.assert_array_equal(compute_position_table(learned), learned.positions.table.value)
+    table = compute_position_table(gpt(positions="sinusoidal"))
     assert table.shape == (CONTEXT, 12)
     np.testing.assert_allclose(
         table[3, :4], [f(3 / s) for s in (1, 1e4 ** (2 / 12)) for f in (np.sin, np.cos)]
@@ -105,7 +107,7 @@ def test_cosine_similarities():
     table = np.array([[1.0, 0], [3, 3], [-2, 0], [0, 0]])
     half = np.sqrt(0.5)
     expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(cosine_similarities(table), expected, atol=1e-15)
+    np.testing.assert_allclose(compute_cosine_similarities(table), expected, atol=1e-15)
 
 
 def test_labels_make_every_token_visible():
@@ -113,7 +115,7 @@ def test_labels_make_every_token_visible():
     labels = dict(
         zip("\n\t\r ab$é中\u200b", ["⏎", "⇥", r"\r", "␣", *"ab$é", r"\u4e2d", r"\u200b"], strict=True)
     )
-    assert token_labels(tokenizer, encode(tokenizer, "".join(labels))) == list(labels.values())
+    assert label_tokens(tokenizer, encode(tokenizer, "".join(labels))) == list(labels.values())
 
 
 def test_labels_of_byte_pairs_are_text_or_escaped_bytes():
@@ -122,10 +124,10 @@ def test_labels_of_byte_pairs_are_text_or_escaped_bytes():
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>"])
     expected = ["def", "␣self", "⏎", r"\xe2", r"\x82", "-" * 13 + "…", "<|end|>"]
-    assert token_labels(tokenizer, range(len(words))) == expected
+    assert label_tokens(tokenizer, range(len(words))) == expected
 
 
 def test_labels_of_other_tokenizers_are_the_tokens():
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "read": 1, "##ing": 2}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
-    assert token_labels(tokenizer, [1, 2, 0]) == ["read", "##ing", "[UNK]"]
+    assert label_tokens(tokenizer, [1, 2, 0]) == ["read", "##ing", "[UNK]"]

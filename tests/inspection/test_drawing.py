@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.__main__ import check_files
 from minitransformer.errors import DivergedError, InputError, Stopped
-from minitransformer.inspection.plots import drawing, plot_positions
+from minitransformer.inspection.plots import plot_positions, prepare_drawing
 from minitransformer.recipes import load_recipe, run
 from minitransformer.recipes.progress import Display
 from minitransformer.recipes.run import train_recipe
@@ -97,7 +97,7 @@ def test_settings_of_the_user_bend_no_picture_and_stay(tmp_path):
 def test_the_level_of_the_log_stays():
     logger = logging.getLogger("matplotlib")
     before = logger.level
-    with drawing():
+    with prepare_drawing():
         assert logger.getEffectiveLevel() == logging.ERROR
     assert logger.level == before
 

@@ -9,7 +9,7 @@ from common.pictures import CHARACTERS, gpt, pixels_of
 from minitransformer.command.app import main
 from minitransformer.data import character_tokenizer, encode
 from minitransformer.inspection import attention_maps as module
-from minitransformer.inspection.attention_maps import attention_maps, plot_attention
+from minitransformer.inspection.attention_maps import compute_attention_maps, plot_attention
 from minitransformer.pretrained.model_folder import load_model, save_model
 
 # an old matplotlib with a new pyparsing
@@ -54,7 +54,7 @@ def test_the_commands(folder, minitransformer):
     assert grid[1] > 2.3 * one[1]
     ids = encode(character_tokenizer(CHARACTERS), "bad cab\n")
     plot_attention(
-        *(attention_maps(load_model(folder / "model"), ids), [*"bad␣cab⏎"], folder / "ours.png"),
+        *(compute_attention_maps(load_model(folder / "model"), ids), [*"bad␣cab⏎"], folder / "ours.png"),
         layer=1,
         head=2,
     )

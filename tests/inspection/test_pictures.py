@@ -8,7 +8,7 @@ from scipy import ndimage
 from minitransformer.errors import InputError
 from minitransformer.inspection import attention_maps as module
 from minitransformer.inspection import plots
-from minitransformer.inspection.attention_maps import left_out, plot_attention, shown_maps
+from minitransformer.inspection.attention_maps import choose_maps, describe_left_out, plot_attention
 from minitransformer.inspection.plots import plot_positions, plot_training
 
 # an old matplotlib with a new pyparsing
@@ -135,7 +135,7 @@ LABELS = ["␣return", "⏎␣␣␣", "def", "␣ValueError", "(", r"\u4e2d", "
 @pytest.mark.parametrize("labels", [["W", "g"], LABELS], ids=["characters", "words"])
 def test_labels_can_be_read(figures, length, grid, labels):
     maps = np.tile(np.eye(length), (*grid, 1, 1))
-    drawn = shown_maps(grid, length)
+    drawn = choose_maps(grid, length)
     plot_attention(maps, [labels[i % len(labels)] for i in range(length)], "attention.png")
     (figure,) = figures
     figure.set_dpi(plots.DOTS)
@@ -184,12 +184,15 @@ def test_of_many_maps_some_are_drawn(figures, length, choice, layers, heads):
 
 
 def test_what_is_left_out_is_said():
-    assert left_out((2, 4), 10) == left_out((12, 12), 60, layer=3, head=7) == ""
-    assert left_out((12, 12), 10) == (
+    assert describe_left_out((2, 4), 10) == describe_left_out((12, 12), 60, layer=3, head=7) == ""
+    assert describe_left_out((12, 12), 10) == (
         "drawn are layers 0, 3, 7, 11 of 0 to 11 (choose by --layer), "
         "and heads 0, 1, 2, 3 of 0 to 11 (choose by --head)\n"
     )
-    assert left_out((12, 12), 60, layer=3) == "drawn are heads 0, 1, 2, 3 of 0 to 11 (choose by --head)\n"
+    assert (
+        describe_left_out((12, 12), 60, layer=3)
+        == "drawn are heads 0, 1, 2, 3 of 0 to 11 (choose by --head)\n"
+    )
 
 
 def test_positions_stand_where_labels_would_be_too_small(figures):

@@ -19,11 +19,11 @@ from minitransformer.evaluation.scores import evaluate_task, evaluate_text
 from minitransformer.functional import IGNORED
 from minitransformer.gradcheck import check_model
 from minitransformer.layers import Embedding, Linear
-from minitransformer.models.batch import as_batch
-from minitransformer.models.table import ARCHITECTURES, Architecture, architecture_of
+from minitransformer.models.batch import make_batch
+from minitransformer.models.table import ARCHITECTURES, Architecture, find_architecture
 from minitransformer.parameters import Layer
 from minitransformer.pretrained.model_folder import load_model
-from minitransformer.recipes import load_recipe, recipe_from
+from minitransformer.recipes import load_recipe, make_recipe
 from minitransformer.recipes.cost import estimate_cost
 from minitransformer.recipes.run import train_recipe
 
@@ -70,7 +70,7 @@ class Bigram(Layer):
         return 2 * length * self.config.width * self.config.vocabulary_size
 
     def _batch(self, given):
-        return as_batch(array_module(self.embedding.table.value), given)
+        return make_batch(array_module(self.embedding.table.value), given)
 
 
 # --- a layout file
@@ -129,7 +129,7 @@ def bigrams(monkeypatch):
 @pytest.fixture
 def trained(bigrams, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
-    recipe = recipe_from(RECIPE)
+    recipe = make_recipe(RECIPE)
     model, material = train_recipe(recipe, tmp_path / "run", [tmp_path / "text.txt"])
     return tmp_path / "run", model, material
 
@@ -166,11 +166,11 @@ def test_what_it_cannot_do_is_refused(trained, arguments):
 
 
 def test_its_recipe_has_its_settings_and_its_cost(bigrams):
-    recipe = recipe_from(RECIPE, ["width=3"])
+    recipe = make_recipe(RECIPE, ["width=3"])
     assert recipe.config(7) == BigramConfig(7, width=3)
-    assert recipe_from(recipe.table()) == recipe
+    assert make_recipe(recipe.table()) == recipe
     with pytest.raises(InputError, match="there is no setting 'heads'"):
-        recipe_from(RECIPE, ["heads=3"])
+        make_recipe(RECIPE, ["heads=3"])
     cost = estimate_cost(recipe)
     assert cost.parameters == 2 * 65 * 3
     assert cost.steps == 60
@@ -184,6 +184,6 @@ def test_a_run_can_start_from_it(trained):
 
 def test_what_is_not_in_the_table():
     with pytest.raises(TypeError, match="no architecture with a Linear; the table has GPT"):
-        architecture_of(Linear(2, 2))
+        find_architecture(Linear(2, 2))
     with pytest.raises(TypeError, match="no architecture with a BigramConfig"):
-        architecture_of(BigramConfig(3))
+        find_architecture(BigramConfig(3))

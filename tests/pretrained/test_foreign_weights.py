@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from minitransformer.errors import InputError
 from minitransformer.pretrained import gpt2
 from minitransformer.pretrained.model_folder import assign, load_model, save_model
-from minitransformer.pretrained.weight_files import prefix_pattern
+from minitransformer.pretrained.weight_files import make_prefix_pattern
 
 WEIGHTS = "model.safetensors"
 
@@ -343,4 +343,4 @@ def test_what_is_read_is_held_once(model):
 
 def test_the_pattern_of_prefixes_takes_nothing_else():
     for name in ("transformer_x.wte", "modules.wte", "h.0.attn", "wte.module.weight"):
-        assert prefix_pattern(gpt2).match(name).end() == 0
+        assert make_prefix_pattern(gpt2).match(name).end() == 0

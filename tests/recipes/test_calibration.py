@@ -6,11 +6,17 @@ from common.tiny_runs import tiny_model
 from minitransformer import reference
 from minitransformer.command import recipes as command
 from minitransformer.recipes import calibration, cost, load_recipe
-from minitransformer.recipes.calibration import Measurement, calibrate, calibrate_alone, free_share, threads
+from minitransformer.recipes.calibration import (
+    Measurement,
+    calibrate,
+    calibrate_alone,
+    count_threads,
+    measure_free_share,
+)
 from minitransformer.recipes.cost import Cost, estimate_cost
 from minitransformer.training import TrainingArguments
 
-COUNTS = {"train": 12, "judge": 20, "write": 30}
+COUNTS = {"train": 12, "evaluate": 20, "generate": 30}
 
 
 class Clock:
@@ -30,7 +36,7 @@ class Clock:
 def clock(monkeypatch):
     planted = Clock()
     monkeypatch.setattr(calibration, "perf_counter", planted)
-    monkeypatch.setattr(calibration, "_work", lambda *_: dict.fromkeys(COUNTS, planted.work))
+    monkeypatch.setattr(calibration, "_make_parts", lambda *_: dict.fromkeys(COUNTS, planted.work))
     return planted
 
 
@@ -39,7 +45,7 @@ def shares(monkeypatch):
     """Plant how much of a processor is free, one share after the other."""
 
     def plant(*planted):
-        monkeypatch.setattr(cost, "free_share", iter(planted).__next__)
+        monkeypatch.setattr(cost, "measure_free_share", iter(planted).__next__)
 
     return plant
 
@@ -64,7 +70,7 @@ def test_the_least_and_the_mean(clock):
         clock.now += next(durations)
 
     durations = iter([9, 1, 2, 6, 9])  # the first is not counted: memory is traced there
-    assert calibration._measured_at(work, 1, 8, clock)[:2] == (1, 3)
+    assert calibration._measure_at(work, 1, 8, clock)[:2] == (1, 3)
 
 
 def test_a_moment_beside_other_work_makes_a_range(clock, shares, monkeypatch):
@@ -77,7 +83,7 @@ def test_a_moment_beside_other_work_makes_a_range(clock, shares, monkeypatch):
     monkeypatch.setattr(cost, "calibrate", at_some_moment)
     monkeypatch.setattr(cost, "calibrate_alone", None)
     shares(0.95, 0.9, 0.99)
-    measured, free = cost._measured(None, None, COUNTS)
+    measured, free = cost._measure(None, None, COUNTS)
     assert measured["train"][:2] == pytest.approx((12, 7 * 12))
     assert free == 0.9
 
@@ -87,7 +93,7 @@ def test_a_busy_machine_is_measured_by_processor_time(shares, monkeypatch, when)
     slow, alone = Measurement(1.0, 7.0, 3000), Measurement(0.02, 0.03, 2000)
     monkeypatch.setattr(cost, "calibrate", lambda *_: dict.fromkeys(COUNTS, slow))
     monkeypatch.setattr(cost, "calibrate_alone", lambda *_: dict.fromkeys(COUNTS, alone))
-    monkeypatch.setattr(cost, "threads", lambda: 2)
+    monkeypatch.setattr(cost, "count_threads", lambda: 2)
     shares(*(0.3 if moment == when else 1.0 for moment in range(3)))
     recipe = load_recipe("sort", ["layers=1", "max_steps=1000"])
     found = estimate_cost(recipe)
@@ -103,8 +109,8 @@ def test_where_no_process_can_be_started_the_range_stays(shares, monkeypatch):
     monkeypatch.setattr(cost, "calibrate", lambda *_: dict.fromkeys(COUNTS, slow))
     monkeypatch.setattr(cost, "calibrate_alone", lambda *_: None)
     shares(0.3, 0.3, 0.3)
-    measured, _ = cost._measured(None, None, COUNTS)
-    assert measured["write"] == slow
+    measured, _ = cost._measure(None, None, COUNTS)
+    assert measured["generate"] == slow
 
 
 @pytest.mark.parametrize("by_definitions", [False, True])
@@ -116,7 +122,7 @@ def test_a_process_of_one_thread_measures_the_same_parts(by_definitions, monkeyp
         "run",
         lambda *args, **settings: orders.append(settings) or run(*args, **settings),
     )
-    arguments = tiny_model(), TrainingArguments(), {"train": 2, "judge": 2, "write": 3}, 0.05
+    arguments = tiny_model(), TrainingArguments(), {"train": 2, "evaluate": 2, "generate": 3}, 0.05
     if by_definitions:
         with reference():
             measured = calibrate_alone(*arguments)
@@ -140,20 +146,20 @@ def test_the_share_that_a_thread_gets(monkeypatch):
         ticks[name] += by
         return ticks[name]
 
-    monkeypatch.setattr(calibration, "processors", lambda: 1)
+    monkeypatch.setattr(calibration, "count_processors", lambda: 1)
     monkeypatch.setattr(calibration, "perf_counter", lambda: tick("clock", 1))
     monkeypatch.setattr(calibration, "thread_time", lambda: tick("processor", 0.4))
-    assert free_share() == pytest.approx(0.4)
+    assert measure_free_share() == pytest.approx(0.4)
 
 
 def test_how_many_threads_compute(monkeypatch):
     for name in calibration.THREAD_LIMITS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(calibration, "processors", lambda: 8)
-    assert threads() == 8
+    monkeypatch.setattr(calibration, "count_processors", lambda: 8)
+    assert count_threads() == 8
     for value, count in (("3", 3), ("99", 8), ("0", 1), ("many", 8)):
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", value)
-        assert threads() == count
+        assert count_threads() == count
 
 
 @pytest.mark.parametrize("free", [0.23, 0.97])

@@ -12,10 +12,10 @@ from minitransformer.data import encode, load_tokenizer
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
-from minitransformer.recipes import load_recipe, recipe_from
+from minitransformer.recipes import load_recipe, make_recipe
 from minitransformer.recipes.cost import estimate_cost
 from minitransformer.recipes.progress import Display
-from minitransformer.recipes.resuming import resumed_recipe
+from minitransformer.recipes.resuming import load_resumed_recipe
 from minitransformer.recipes.run import train_recipe
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
@@ -84,11 +84,11 @@ def test_a_stopped_run_ends_the_same_even_if_the_model_is_gone(place, base, tmp_
         train_recipe(fine_tuning(tmp_path), run, data, display=StopAt(stop))
     if stop > 4:
         shutil.rmtree(base)
-    resumed, same_data = resumed_recipe(None, run, [f"pretrained={base}"], ())
+    resumed, same_data = load_resumed_recipe(None, run, [f"pretrained={base}"], ())
     train_recipe(resumed, run, same_data, resume=True)
     train_recipe(fine_tuning(place), tmp_path / "expected", data)
     assert_same_end(run, tmp_path / "expected")
-    longer, _ = resumed_recipe(None, run, ["max_steps=10"], ())
+    longer, _ = load_resumed_recipe(None, run, ["max_steps=10"], ())
     train_recipe(longer, run, data, resume=True)
     assert metrics(run)[-1]["step"] == 10
 
@@ -99,7 +99,7 @@ def test_before_the_first_checkpoint_the_model_must_be_what_it_was(place, base, 
     model = load_model(base)
     model.norm.gain.value[0] += 1
     save_model(model, base)
-    resumed, data = resumed_recipe(None, tmp_path / "run", (), ())
+    resumed, data = load_resumed_recipe(None, tmp_path / "run", (), ())
     with pytest.raises(InputError, match=r"the weights in .*base have changed since the run was started"):
         train_recipe(resumed, tmp_path / "run", data, resume=True)
 
@@ -107,9 +107,9 @@ def test_before_the_first_checkpoint_the_model_must_be_what_it_was(place, base, 
 def test_a_run_goes_on_from_where_it_has_started(place, tmp_path):
     train_recipe(fine_tuning(place), tmp_path / "run", [place / "other.txt"])
     with pytest.raises(ChangedSettingError, match=r"has started from .*base; start a new run"):
-        resumed_recipe(None, tmp_path / "run", [f"pretrained={tmp_path / 'run'}"], ())
+        load_resumed_recipe(None, tmp_path / "run", [f"pretrained={tmp_path / 'run'}"], ())
     with pytest.raises(ChangedSettingError, match="has started from random weights; start a new run"):
-        resumed_recipe(None, place / "base", [f"pretrained={tmp_path / 'run'}"], ())
+        load_resumed_recipe(None, place / "base", [f"pretrained={tmp_path / 'run'}"], ())
 
 
 def test_an_unfinished_run_gives_its_last_checkpoint(place, base, tmp_path):
@@ -145,7 +145,7 @@ def test_other_settings_of_the_model_are_refused(place, setting, message):
         fine_tuning(place, setting)
     table = json.loads(json.dumps(fine_tuning(place).table()))
     with pytest.raises(InputError, match=message):
-        recipe_from(table, [setting])
+        make_recipe(table, [setting])
 
 
 def test_settings_that_repeat_what_the_model_is_are_fine(place):
@@ -156,7 +156,7 @@ def test_a_recipe_of_byte_pairs_takes_the_models_tokenizer(place):
     recipe = fine_tuning(place, name="python-bpe")
     assert recipe.text.tokenizer == "pretrained"
     assert recipe.model == fine_tuning(place).model
-    assert recipe_from(json.loads(json.dumps(recipe.table()))) == recipe
+    assert make_recipe(json.loads(json.dumps(recipe.table()))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_no_model_to_start_from(tmp_path, monkeypatch, assignments, message):
 def test_a_damaged_record_of_the_start(pretrained):
     table = {"name": "mine", "description": "", "corpus": "text", "pretrained": pretrained}
     with pytest.raises(InputError, match="the recipe is damaged"):
-        recipe_from(table)
+        make_recipe(table)
 
 
 def test_characters_that_the_model_never_saw(place, tmp_path):
@@ -212,7 +212,7 @@ def test_a_task_starts_from_a_model_of_the_same_task(place, tmp_path):
     again = load_recipe("sort", [f"pretrained={tmp_path / 'sort'}", "max_steps=2"])
     model, _ = train_recipe(again, tmp_path / "again")
     assert model.config.width == 16
-    resumed, _ = resumed_recipe(None, tmp_path / "again", ["max_steps=3"], ())
+    resumed, _ = load_resumed_recipe(None, tmp_path / "again", ["max_steps=3"], ())
     shutil.rmtree(tmp_path / "sort")
     train_recipe(resumed, tmp_path / "again", resume=True)
     with pytest.raises(InputError, match="has other tokens than the task 'sort'"):

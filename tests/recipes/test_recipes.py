@@ -10,13 +10,13 @@ import pytest
 
 from minitransformer.errors import InputError
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.recipes import Recipe, TextSettings, load_recipe, recipe_from, recipe_names
+from minitransformer.recipes import Recipe, TextSettings, list_recipes, load_recipe, make_recipe
 from minitransformer.system.settings import ELSEWHERE
 from minitransformer.training import TrainingArguments
 
 
 def test_all_recipes_load_and_say_what_they_are():
-    names = recipe_names()
+    names = list_recipes()
     assert names == ["addition", "python", "python-bpe", "shakespeare", "shakespeare-large", "sort"]
     for name in names:
         recipe = load_recipe(name)
@@ -262,17 +262,17 @@ def test_settings_show_their_names_to_completion():
         replace(GPTConfig(), n_layer=3)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_a_table_makes_the_recipe_again(name):
     recipe = load_recipe(name, ["max_steps=7", "width=96", "seed=5"])
     table = json.loads(json.dumps(recipe.table()))
-    assert recipe_from(table) == recipe
-    assert recipe_from(table, ["max_steps=8"]).training.max_steps == 8
+    assert make_recipe(table) == recipe
+    assert make_recipe(table, ["max_steps=8"]).training.max_steps == 8
     assert table == recipe.table()
 
 
 def test_a_table_may_leave_out_what_has_a_default():
-    recipe = recipe_from({"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"})
+    recipe = make_recipe({"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"})
     assert recipe.training == TrainingArguments()
     assert recipe.text == TextSettings()
     assert recipe.config(7) == GPTConfig(7)
@@ -307,9 +307,9 @@ def test_a_table_may_leave_out_what_has_a_default():
 )
 def test_damaged_tables(change):
     table = {"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"}
-    recipe_from(table)
+    make_recipe(table)
     with pytest.raises(InputError):
-        recipe_from({**table, **change})
+        make_recipe({**table, **change})
 
 
 @pytest.mark.parametrize("missing", ["name", "description", "architecture", "corpus"])
@@ -317,10 +317,10 @@ def test_tables_that_lack_a_part(missing):
     table = {"name": "mine", "description": "", "architecture": "gpt", "corpus": "text"}
     del table[missing]
     with pytest.raises(InputError, match=f"the recipe is damaged: '{missing}'"):
-        recipe_from(table)
+        make_recipe(table)
 
 
 @pytest.mark.parametrize("table", [[], ["name"], "name", 3, None], ids=str)
 def test_what_is_no_table(table):
     with pytest.raises(InputError, match="the recipe is damaged"):
-        recipe_from(table)
+        make_recipe(table)
