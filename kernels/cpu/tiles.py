@@ -93,7 +93,10 @@ def add_rows(out, out_row_bytes, x, x_row_bytes, rows, head_width, factor):
         for column_bytes in range(0, 4 * head_width, VECTOR_BYTES):
             target, count = out + row * out_row_bytes + column_bytes, head_width - column_bytes // 4
             addend = load(x + row * x_row_bytes + column_bytes)
-            store_first(target, fused(splat(factor), addend, load_first(target, count)), count)
+            if count >= LANES:  # masked stores are slow on some processors
+                store(target, fused(splat(factor), addend, load(target)))
+            else:
+                store_first(target, fused(splat(factor), addend, load_first(target, count)), count)
 
 
 @inline
