@@ -113,11 +113,7 @@ class Layer:
 
     def parameters(self):
         """Return ``{path: Parameter}`` in order of definition; a shared one under its first path only."""
-        return _first_paths(self, Parameter)
-
-    def layers(self):
-        """Return ``{path: Layer}`` of every layer in this one; a shared one under its first path only."""
-        return _first_paths(self, Layer)
+        return dict(_find_first(self, Parameter))
 
     def build(self, seed=0, dtype="float32", device="cpu"):
         """Allocate and initialise every parameter; return the layer.
@@ -132,14 +128,14 @@ class Layer:
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
         xp = device_module(device)
         parameters = self.parameters()
-        for path, layer in self.layers().items():
-            layer.path = path
         for path, parameter in parameters.items():
             if parameter.root not in (None, self):
                 raise RuntimeError(
                     f"{path} belongs to a {type(parameter.root).__name__} that was built already"
                 )
 
+        for path, part in _find_first(self, Layer):
+            part.path = path
         step = ALIGNMENT // np.dtype(dtype).itemsize
         runs, end = [], 0
         for decays in (True, False):
@@ -181,6 +177,13 @@ class Layer:
         return sum(parameter.size for parameter in self.parameters().values())
 
 
+class Wrapper(Layer):
+    """A layer that calls another one, ``layer``, in its own way. In paths it stands for that layer."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+
 def normal(deviation):
     """Return an initialiser: independent normal entries of mean 0."""
     return functools.partial(_draw_normal, deviation)
@@ -214,14 +217,13 @@ def _aligned(array):
     return copy
 
 
-def _first_paths(layer, kind):
-    """Return ``{path: part}``, every part of the class ``kind`` within ``layer`` under its first path."""
-    found, seen = {}, set()
+def _find_first(layer, kind):
+    """Yield the path and each part of the class ``kind`` within ``layer``; a shared one under its first."""
+    seen = set()
     for path, part in _walk(layer, ""):
         if isinstance(part, kind) and id(part) not in seen:
             seen.add(id(part))
-            found[path] = part
-    return found
+            yield path, part
 
 
 def _walk(member, path):
@@ -230,11 +232,15 @@ def _walk(member, path):
         place = f"{path}.{name}" if path else str(name)
         if isinstance(part, Layer | Parameter):
             yield place, part
+        if isinstance(part, Wrapper):
+            yield place, part.layer
         yield from _walk(part, place)
 
 
 def _parts(member):
     """Return what ``member`` holds, by name, where parameters may be found: nothing if it holds none."""
+    if isinstance(member, Wrapper):
+        return _parts(member.layer)
     if isinstance(member, Layer):
         return {name: part for name, part in vars(member).items() if name != "flat"}
     if isinstance(member, list | tuple):

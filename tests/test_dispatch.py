@@ -12,6 +12,8 @@ from minitransformer import dispatch, functional, inference, kernels, reference
 from minitransformer.dispatch import watching
 from minitransformer.functional import causal_mask
 from minitransformer.kernels import Kernel
+from minitransformer.layers import recompute
+from minitransformer.parameters import Layer
 
 
 class Saved(NamedTuple):
@@ -140,3 +142,42 @@ def test_nothing_is_saved_under_inference():
     assert [saved for *_, saved in watcher.forward] == [None] * 7
     with pytest.raises(RuntimeError, match="inference"):
         backward(np.ones((1, 3, 8), np.float32))
+
+
+def test_paths_lead_through_a_recomputed_layer():
+    block = recompute(pre_norm_block(8, 2, 16))
+    model = Stack([block]).build()
+    x = np.ones((1, 3, 8), np.float32)
+    with watching(Watcher()) as watcher:
+        y, backward = model(x)
+        backward(y)
+    assert {path for path, *_ in watcher.forward} >= {"blocks.0.norm1", "blocks.0.attention"}
+    assert all(path.startswith("blocks.0.") for path, *_ in watcher.forward)
+    assert "blocks.0.norm1.gain" in model.parameters()
+
+
+def test_a_refused_build_changes_no_path():
+    model = Stack([pre_norm_block(8, 2, 16)]).build()
+    with pytest.raises(RuntimeError, match="was built already"):
+        model.blocks[0].build()
+    assert model.blocks[0].norm1.path == "blocks.0.norm1"
+
+
+class Stack(Layer):
+    """Blocks, one after the other, causal."""
+
+    def __init__(self, blocks):
+        self.blocks = blocks
+
+    def __call__(self, x):
+        backwards = []
+        for block in self.blocks:
+            x, backward = block(x, causal_mask(x.shape[1]))
+            backwards.append(backward)
+
+        def backward(dy):
+            while backwards:
+                dy = backwards.pop()(dy)
+            return dy
+
+        return x, backward

@@ -66,9 +66,9 @@ def attention_backward(dy, saved):
     check_gradient(dy, saved.q)
     xp = array_module(dy)
     q, k, v, p, scale, dropout, key = saved
-    groups = k.shape[2]
+    kv_heads = k.shape[2]
     dq, dk, dv = (xp.empty_like(array, order="C") for array in (q, k, v))
-    dy_heads, q_heads = _heads_of_queries(dy, groups), _heads_of_queries(q, groups)  # (B, G, H/G, Tq, K)
+    dy_heads, q_heads = _heads_of_queries(dy, kv_heads), _heads_of_queries(q, kv_heads)  # (B, G, H/G, Tq, K)
     k_heads, v_heads = _heads_of_keys(k), _heads_of_keys(v)  # (B, G, 1, Tk, K)
 
     # w = dropout(p), y = w v
@@ -83,7 +83,7 @@ def attention_backward(dy, saved):
 
     # s = q kᵀ · scale + bias
     ds *= scale  # ds · scale
-    xp.matmul(ds, k_heads, out=_heads_of_queries(dq, groups))  # ds k · scale
+    xp.matmul(ds, k_heads, out=_heads_of_queries(dq, kv_heads))  # ds k · scale
     _sum_groups(ds.swapaxes(-1, -2), q_heads, out=dk)  # dsᵀ q · scale
     return dq, dk, dv
 
@@ -135,14 +135,14 @@ def _keep_mask(p, rate, key):
     """Return which entries of ``p`` (B, G, H/G, Tq, Tk) dropout keeps; None if the rate is 0."""
     if not rate:
         return None
-    batch, groups, per_group, *lengths = p.shape
-    return keep_mask(array_module(p), key, (batch, groups * per_group, *lengths), rate).reshape(p.shape)
+    batch, kv_heads, group_size, *lengths = p.shape
+    return keep_mask(array_module(p), key, (batch, kv_heads * group_size, *lengths), rate).reshape(p.shape)
 
 
-def _heads_of_queries(x, groups):
+def _heads_of_queries(x, kv_heads):
     """View (B, T, H, K) as (B, G, H/G, T, K)."""
     batch, length, heads, width = x.shape
-    return x.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    return x.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
 
 
 def _heads_of_keys(x):

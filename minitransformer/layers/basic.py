@@ -14,11 +14,11 @@ class Linear(Layer):
         self.bias = Parameter((out_width,), zeros) if bias else None
 
     def __call__(self, x):
-        y, saved = dispatch.linear(x, self.weight.value, _value(self.bias))
+        y, call = dispatch.linear(x, self.weight.value, _value(self.bias))
 
         def backward(dy):
             owners = (None, self.weight.gradient, _gradient(self.bias))
-            return dispatch.linear_backward(dy, saved, add_to=owners)[0]
+            return dispatch.linear_backward(dy, call, add_to=owners)[0]
 
         return y, backward
 
@@ -32,11 +32,11 @@ class LinearGelu(Layer):
         self.form = form
 
     def __call__(self, x):
-        y, saved = dispatch.linear_gelu(x, self.weight.value, _value(self.bias), form=self.form)
+        y, call = dispatch.linear_gelu(x, self.weight.value, _value(self.bias), form=self.form)
 
         def backward(dy):
             owners = (None, self.weight.gradient, _gradient(self.bias))
-            return dispatch.linear_gelu_backward(dy, saved, add_to=owners)[0]
+            return dispatch.linear_gelu_backward(dy, call, add_to=owners)[0]
 
         return y, backward
 
@@ -48,10 +48,10 @@ class Embedding(Layer):
         self.table = Parameter((count, width), normal(DEVIATION))
 
     def __call__(self, ids):
-        y, saved = dispatch.embedding(self.table.value, ids=ids)
+        y, call = dispatch.embedding(self.table.value, ids=ids)
 
         def backward(dy):
-            dispatch.embedding_backward(dy, saved, add_to=(self.table.gradient,))
+            dispatch.embedding_backward(dy, call, add_to=(self.table.gradient,))
 
         return y, backward
 
@@ -63,10 +63,10 @@ class LearnedPositions(Layer):
         self.table = Parameter((count, width), normal(DEVIATION))
 
     def __call__(self, x, positions):
-        y, saved = dispatch.add_positions(x, self.table.value, positions=positions)
+        y, call = dispatch.add_positions(x, self.table.value, positions=positions)
 
         def backward(dy):
-            return dispatch.add_positions_backward(dy, saved, add_to=(None, self.table.gradient))[0]
+            return dispatch.add_positions_backward(dy, call, add_to=(None, self.table.gradient))[0]
 
         return y, backward
 
@@ -75,10 +75,10 @@ class SinusoidalPositions(Layer):
     """x + the sinusoids of the 2017 paper: ``x`` (B, T, D) → (B, T, D). Nothing is learned."""
 
     def __call__(self, x, positions):
-        y, saved = dispatch.add_sinusoids(x, positions=positions)
+        y, call = dispatch.add_sinusoids(x, positions=positions)
 
         def backward(dy):
-            return dispatch.add_sinusoids_backward(dy, saved)[0]
+            return dispatch.add_sinusoids_backward(dy, call)[0]
 
         return y, backward
 
@@ -92,11 +92,11 @@ class LayerNorm(Layer):
         self.eps = eps
 
     def __call__(self, x):
-        y, saved = dispatch.layer_norm(x, self.gain.value, _value(self.bias), eps=self.eps)
+        y, call = dispatch.layer_norm(x, self.gain.value, _value(self.bias), eps=self.eps)
 
         def backward(dy):
             owners = (None, self.gain.gradient, _gradient(self.bias))
-            return dispatch.layer_norm_backward(dy, saved, add_to=owners)[0]
+            return dispatch.layer_norm_backward(dy, call, add_to=owners)[0]
 
         return y, backward
 
@@ -110,11 +110,11 @@ class AddLayerNorm(Layer):
         self.eps = eps
 
     def __call__(self, x, residual):
-        y, saved = dispatch.add_layer_norm(x, residual, self.gain.value, _value(self.bias), eps=self.eps)
+        y, call = dispatch.add_layer_norm(x, residual, self.gain.value, _value(self.bias), eps=self.eps)
 
         def backward(dy):
             owners = (None, None, self.gain.gradient, _gradient(self.bias))
-            dx, dresidual, _, _ = dispatch.add_layer_norm_backward(dy, saved, add_to=owners)
+            dx, dresidual, _, _ = dispatch.add_layer_norm_backward(dy, call, add_to=owners)
             return dx, dresidual
 
         return y, backward
@@ -129,10 +129,10 @@ class Dropout(Layer):
     def __call__(self, x, key=None):
         if key is None or self.rate == 0:
             return x, lambda dy: dy
-        y, saved = dispatch.dropout(x, rate=self.rate, key=key)
+        y, call = dispatch.dropout(x, rate=self.rate, key=key)
 
         def backward(dy):
-            return dispatch.dropout_backward(dy, saved)[0]
+            return dispatch.dropout_backward(dy, call)[0]
 
         return y, backward
 
@@ -141,10 +141,10 @@ class Relu(Layer):
     """max(x, 0): (…) → (…)."""
 
     def __call__(self, x):
-        y, saved = dispatch.relu(x)
+        y, call = dispatch.relu(x)
 
         def backward(dy):
-            return dispatch.relu_backward(dy, saved)[0]
+            return dispatch.relu_backward(dy, call)[0]
 
         return y, backward
 

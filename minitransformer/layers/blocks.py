@@ -3,7 +3,7 @@
 from minitransformer.dispatch import inference
 from minitransformer.functional import split_key
 from minitransformer.layers.basic import Linear, LinearGelu, Relu
-from minitransformer.parameters import Layer
+from minitransformer.parameters import Layer, Wrapper
 
 ACTIVATIONS = ("gelu_exact", "gelu_tanh", "relu")
 
@@ -94,15 +94,12 @@ class PostNormBlock(Layer):
         return y, backward
 
 
-class Recomputed(Layer):
+class Recomputed(Wrapper):
     """A layer with a forward that saves nothing: its backward runs the forward once more.
 
     Memory for time (Chen et al., arXiv 1604.06174). Dropout draws the same masks again: they depend on the
     key alone.
     """
-
-    def __init__(self, layer):
-        self.layer = layer
 
     def __call__(self, *arrays, **settings):
         with inference():

@@ -7,9 +7,9 @@ from minitransformer.dispatch import is_inference
 class KeyValues:
     """One layer's keys and values of all tokens so far, (B, P, G, K) each, by position."""
 
-    def __init__(self, xp, batch, capacity, heads, width, dtype):
-        self.keys = xp.zeros((batch, capacity, heads, width), dtype)
-        self.values = xp.zeros((batch, capacity, heads, width), dtype)
+    def __init__(self, xp, batch, capacity, kv_heads, head_width, dtype):
+        self.keys = xp.zeros((batch, capacity, kv_heads, head_width), dtype)
+        self.values = xp.zeros((batch, capacity, kv_heads, head_width), dtype)
         self.end = 0  # the first position at which no row holds anything
 
     def extend(self, k, v, positions):
@@ -18,6 +18,8 @@ class KeyValues:
         What stood at a position is replaced. Positions beyond the capacity, where only padding can lie, are
         not written. Raises RuntimeError outside of ``inference()``.
         """
+        if positions is None:
+            raise ValueError("KeyValues.extend: positions is None; expected (B, T), where to write")
         if not is_inference():
             raise RuntimeError("a key/value cache has no backward: use it under inference()")
         xp, capacity = array_module(k), self.keys.shape[1]
@@ -31,23 +33,23 @@ class KeyValues:
 class Cache:
     """The ``KeyValues`` of every layer, and ``lengths`` (B,): how many tokens each row holds."""
 
-    def __init__(self, xp, layers, batch, capacity, heads, width, dtype):
-        self.layers = [KeyValues(xp, batch, capacity, heads, width, dtype) for _ in range(layers)]
+    def __init__(self, xp, layers, batch, capacity, kv_heads, head_width, dtype):
+        self.layers = [KeyValues(xp, batch, capacity, kv_heads, head_width, dtype) for _ in range(layers)]
         self.lengths = xp.zeros(batch, "int64")
         self.capacity = capacity
 
-    def advance(self, new_lengths):
-        """Count ``new_lengths`` (B,) more tokens; return how many each row held before: their offset.
+    def compute_lengths(self, new_lengths):
+        """Return the lengths (B,) after ``new_lengths`` (B,) more tokens.
 
-        Raises ValueError if a row would hold more than the capacity.
+        The model sets ``lengths`` to them when every layer has written its keys and values. Raises ValueError
+        if a row would hold more than the capacity.
         """
-        offset, lengths = self.lengths, self.lengths + new_lengths
+        lengths = self.lengths + new_lengths
         if int(lengths.max()) > self.capacity:
             raise ValueError(
-                f"the cache holds {self.capacity} tokens a row; {int(lengths.max())} would be needed"
+                f"the cache holds {self.capacity} tokens per row; {int(lengths.max())} would be needed"
             )
-        self.lengths = lengths
-        return offset
+        return lengths
 
     def gather(self, rows):
         """Keep the rows numbered ``rows``, in that order: beam search's choice of parents."""

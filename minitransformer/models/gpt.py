@@ -131,6 +131,8 @@ class GPT(Layer):
             x, block_backward = block(x, mask, block_keys[index], layer_cache, positions)
             block_backwards.append(block_backward)
         h, norm_backward = self.norm(x)
+        if cache is not None:
+            cache.lengths = mask.kv_len
 
         def backward(dh):
             if not block_backwards:
@@ -155,10 +157,10 @@ class GPT(Layer):
     def head(self, h):
         """Return the logits (…, V) of hidden states ``h`` (…, D), by the tied table, and ``dlogits → dh``."""
         table = self.embedding.table
-        logits, saved = dispatch.linear(h, table.value.T, None)
+        logits, call = dispatch.linear(h, table.value.T, None)
 
         def backward(dlogits):
-            return dispatch.linear_backward(dlogits, saved, add_to=(None, table.gradient.T, None))[0]
+            return dispatch.linear_backward(dlogits, call, add_to=(None, table.gradient.T, None))[0]
 
         return logits, backward
 
@@ -171,11 +173,11 @@ class GPT(Layer):
         targets = _get_targets(batch)
         h, hidden_backward = self.hidden(batch, key)
         table = self.embedding.table
-        total, saved = dispatch.linear_cross_entropy(h, table.value, None, targets=targets)
+        total, call = dispatch.linear_cross_entropy(h, table.value, None, targets=targets)
 
         def backward(weights):
             owners = (None, table.gradient, None)
-            dh, _, _ = dispatch.linear_cross_entropy_backward(weights["tokens"], saved, add_to=owners)
+            dh, _, _ = dispatch.linear_cross_entropy_backward(weights["tokens"], call, add_to=owners)
             hidden_backward(dh)
 
         return {"tokens": total}, backward
@@ -188,14 +190,14 @@ class GPT(Layer):
     def cache(self, batch):
         """Return an empty key/value cache for ``batch`` rows of up to ``context_length`` tokens."""
         config, values = self.config, self.embedding.table.value
-        head = config.width // config.heads
+        attention = self.blocks[0].attention
         return Cache(
             array_module(values),
             layers=config.layers,
             batch=batch,
             capacity=config.context_length,
-            heads=config.heads,
-            width=head,
+            kv_heads=attention.kv_heads,
+            head_width=attention.head_width,
             dtype=values.dtype,
         )
 
@@ -224,8 +226,8 @@ class GPT(Layer):
                     f"the model's {self.config.context_length} positions"
                 )
             return Mask(length if lengths is None else lengths), xp.arange(length)
-        offset = cache.advance(xp.full(rows, length) if lengths is None else lengths)
-        return Mask(cache.lengths, 0, offset), offset[:, None] + xp.arange(length)
+        kv_len = cache.compute_lengths(xp.full(rows, length) if lengths is None else lengths)
+        return Mask(kv_len, 0, cache.lengths), cache.lengths[:, None] + xp.arange(length)
 
 
 def _get_targets(batch):

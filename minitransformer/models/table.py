@@ -1,6 +1,13 @@
 """The table of architectures: all that the rest of the library knows of each system.
 
-To add one, write its model, its layout in ``minitransformer.pretrained``, and its row here.
+To add one, write its model, its layout in ``minitransformer.pretrained``, and its row here. A model has
+
+- ``config``, a frozen dataclass with at least ``vocabulary_size`` and ``context_length``;
+- ``model(batch, key=None)``, which returns the value and its pullback;
+- ``loss(batch, key=None)``, which returns ``{name: total}`` and ``weights → None``, and
+  ``count_targets(batch)``, ``{name: count}`` by the same names;
+- ``forward_flops(length)``, by which recipes predict their cost;
+- to generate, ``hidden(batch, key=None, cache=None)``, ``head(h)`` and ``cache(rows)``, as ``GPT`` has them.
 """
 
 from collections.abc import Callable
@@ -60,7 +67,7 @@ ARCHITECTURES = {
 def find_architecture(thing):
     """Return the row of ``thing``, a model or its configuration. Raises TypeError if it has none."""
     for row in ARCHITECTURES.values():
-        if type(thing) in (row.config, row.model):
+        if isinstance(thing, row.config | row.model):
             return row
     known = ", ".join(row.model.__name__ for row in ARCHITECTURES.values())
     raise TypeError(f"there is no architecture with a {type(thing).__name__}; the table has {known}")

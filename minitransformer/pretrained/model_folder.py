@@ -97,6 +97,12 @@ def _load_layout(architecture):
 
 def _collect_tensors(model, layout):
     parameters, dtype = model.parameters(), model.flat.values.dtype
+    unknown = parameters.keys() - {path for path, _, _ in layout.tensors(model.config)}
+    if unknown:
+        raise TypeError(
+            f"the model has parameters that a folder of the type {layout.MODEL_TYPE!r} has no place for: "
+            f"{', '.join(sorted(unknown))}"
+        )
     return {
         layout.PREFIX + name: np.ascontiguousarray(
             to_numpy(parameters[path].value) if path in parameters else layout.constant(path, shape), dtype

@@ -10,7 +10,7 @@ from minitransformer.data.tasks import TASKS
 from minitransformer.data.tokenizer import KINDS
 from minitransformer.errors import InputError
 from minitransformer.models.table import ARCHITECTURES, Architecture, find_architecture
-from minitransformer.recipes.starting_model import Pretrained, find_pretrained
+from minitransformer.recipes.starting_model import OF_PRETRAINED, Pretrained, find_pretrained
 from minitransformer.system.settings import check_settings, check_types, reject_unknown_settings, suggest
 from minitransformer.training import TrainingArguments
 
@@ -19,7 +19,6 @@ DESCRIPTION = ("name", "description", "architecture", "corpus")
 SETTINGS = ("text", "model", "training")
 UNKNOWN = 1  # the size of a vocabulary that is not known before the text is read
 PRETRAINED = "pretrained"  # the setting, and the tokenizer that comes with it
-OF_PRETRAINED = ("dropout", "context_length")  # what may differ from the model that is started from
 
 
 @reject_unknown_settings

@@ -20,7 +20,7 @@ def load_resumed_recipe(name, output_dir, assignments, data):
     if not path.exists():
         raise InputError(f"there is no run in {output_dir} to go on with{_suggest_runs(output_dir)}")
     recorded = read_json(path)
-    table = recorded.get("recipe") or {}
+    table = {"architecture": "gpt", **(recorded.get("recipe") or {})}  # once the only one, and not recorded
     earlier = make_recipe(table)
     recipe = make_recipe(table, _drop_same_start(assignments, earlier.pretrained, output_dir))
     if recipe.text != earlier.text:

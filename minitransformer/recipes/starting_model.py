@@ -14,6 +14,8 @@ from minitransformer.models.table import find_architecture
 from minitransformer.pretrained.model_folder import assign, load_config, load_model
 from minitransformer.training.checkpoints import find_model_folder
 
+OF_PRETRAINED = ("dropout", "context_length")  # what may differ from the model that is started from
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -68,7 +70,8 @@ def load_pretrained(pretrained, config, device="cpu"):
         )
     if config == source.config:
         return source, digest
-    if replace(source.config, context_length=config.context_length, dropout=config.dropout) != config:
+    changed = {name: getattr(config, name) for name in OF_PRETRAINED if hasattr(config, name)}
+    if replace(source.config, **changed) != config:
         raise InputError(f"the model in {pretrained.folder} has another shape than it had: {source.config}")
     model = find_architecture(config).model(config).build(seed=None, device=device)
     given = source.parameters()

@@ -34,14 +34,14 @@ COMPOSITIONS = [
     Composition(
         "SinusoidalPositions",
         "gradient stops",
-        "dispatch.add_sinusoids_backward(dy, saved)[0]",
-        "dispatch.add_sinusoids_backward(0 * dy, saved)[0]",
+        "dispatch.add_sinusoids_backward(dy, call)[0]",
+        "dispatch.add_sinusoids_backward(0 * dy, call)[0]",
     ),
     Composition("LayerNorm", "bias without owner", "_gradient(self.bias)", "None"),
     Composition("AddLayerNorm", "gain without owner", "self.gain.gradient", "None"),
     Composition("AddLayerNorm", "residual forgotten", "return dx, dresidual", "return dx, 0 * dresidual"),
-    Composition("Dropout", "mask forgotten", "return dispatch.dropout_backward(dy, saved)[0]", "return dy"),
-    Composition("Relu", "kink forgotten", "return dispatch.relu_backward(dy, saved)[0]", "return dy"),
+    Composition("Dropout", "mask forgotten", "return dispatch.dropout_backward(dy, call)[0]", "return dy"),
+    Composition("Relu", "kink forgotten", "return dispatch.relu_backward(dy, call)[0]", "return dy"),
     Composition(
         "FeedForward relu",
         "activation forgotten",

@@ -223,7 +223,7 @@ GPT
   dropout: Dropout(rate=0.0)
   blocks: 2 × PreNormBlock                                       2 × 872
     norm1: LayerNorm(eps=1e-05)          gain 8, bias 8               16
-    attention: SelfAttention(heads=2, key_value_heads=2, head_width=4, dropout=0.0)
+    attention: SelfAttention(heads=2, kv_heads=2, head_width=4, dropout=0.0)
       query_key_value: Linear            weight 8 × 24, bias 24      216
       output: Linear                     weight 8 × 8, bias 8         72
     norm2: LayerNorm(eps=1e-05)          gain 8, bias 8               16
@@ -234,9 +234,9 @@ GPT
   norm: LayerNorm(eps=1e-05)             gain 8, bias 8               16
 1,856 parameters"""
 TIED_TREE = """\
-Tied                                        table 5 × 4, parts.again = table  20
-  parts.list.0: Linear                      weight 4 × 4, bias 4              20
-  parts.list.1.0: Linear                    weight 4 × 3                      12
+Tied                                      table 5 × 4, parts.again = table  20
+  parts.list.0: Linear                    weight 4 × 4, bias 4              20
+  parts.list.1.0: Linear                  weight 4 × 3                      12
   block: Recomputed
 """
 

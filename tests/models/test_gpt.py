@@ -128,7 +128,7 @@ def test_cache_needs_inference_and_room():
     model = GPT(GPTConfig(**TINY)).build()
     with pytest.raises(RuntimeError, match=r"inference\(\)"):
         model(batch(), cache=model.cache(3))
-    with inference(), pytest.raises(ValueError, match="holds 8 tokens a row; 9 would be needed"):
+    with inference(), pytest.raises(ValueError, match="holds 8 tokens per row; 9 would be needed"):
         cache = model.cache(3)
         model(batch(), cache=cache)
         model(batch(length=2), cache=cache)
@@ -194,3 +194,17 @@ def test_bad_batches():
         model({"ids": np.array([[-1, 3]])})
     with pytest.raises(RuntimeError, match=r"call build\(\)"):
         GPT(GPTConfig(**TINY))(batch())
+
+
+def test_a_forward_that_fails_leaves_the_cache_as_it_was():
+    model = GPT(GPTConfig(**TINY)).build(dtype="float64")
+    ids = batch(length=8)["ids"]
+    cache = model.cache(3)
+    with pytest.raises(RuntimeError, match=r"inference\(\)"):
+        model({"ids": ids[:, :3]}, cache=cache)
+    with inference():
+        with pytest.raises(ValueError, match="out of range"):
+            model({"ids": ids[:, :3] + 1000}, cache=cache)
+        expected, _ = model({"ids": ids})
+        parts = [model({"ids": ids[:, a:b]}, cache=cache)[0] for a, b in [(0, 3), (3, 8)]]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=0, atol=1e-12)

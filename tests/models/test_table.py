@@ -19,6 +19,7 @@ from minitransformer.evaluation.scores import evaluate_task, evaluate_text
 from minitransformer.functional import IGNORED
 from minitransformer.gradcheck import check_model
 from minitransformer.layers import Embedding, Linear
+from minitransformer.models import GPT, GPTConfig
 from minitransformer.models.batch import make_batch
 from minitransformer.models.table import ARCHITECTURES, Architecture, find_architecture
 from minitransformer.parameters import Layer
@@ -176,10 +177,21 @@ def test_its_recipe_has_its_settings_and_its_cost(bigrams):
     assert cost.steps == 60
 
 
-def test_a_run_can_start_from_it(trained):
-    recipe = load_recipe("python", [f"pretrained={trained[0]}"])
+def test_a_run_can_start_from_it(trained, tmp_path):
+    folder, model, _ = trained
+    recipe = load_recipe("shakespeare", [f"pretrained={folder}", "max_steps=0", "context_length=4"])
     assert recipe.architecture is ROW
     assert recipe.model.width == 6
+    again, _ = train_recipe(recipe, tmp_path / "tuned", [tmp_path / "text.txt"])
+    np.testing.assert_array_equal(again.flat.values, model.flat.values)
+    assert again.config.context_length == 4
+
+
+def test_a_subclass_has_the_row_of_its_model():
+    class Mine(GPT):
+        pass
+
+    assert find_architecture(Mine(GPTConfig(3, 4, 1, 1, 4))) is ARCHITECTURES["gpt"]
 
 
 def test_what_is_not_in_the_table():

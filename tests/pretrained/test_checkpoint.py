@@ -9,6 +9,8 @@ from common.model_folders import IDS, change_config, change_tensors, random_mode
 from safetensors.numpy import load_file, save_file
 
 from minitransformer.errors import InputError
+from minitransformer.layers import Linear, recompute
+from minitransformer.models import GPT
 from minitransformer.pretrained.model_folder import load_model, save_model
 
 RANDOM = np.random.default_rng(0)
@@ -30,6 +32,23 @@ def test_save_and_load_keeps_everything(tmp_path, changes):
     np.testing.assert_array_equal(loaded.flat.values, model.flat.values)
     assert json.loads((tmp_path / "config.json").read_text())["minitransformer"]["note"] == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_recomputed_blocks_are_saved_like_others(tmp_path):
+    config = random_model().config
+    model = GPT(config)
+    model.blocks = [recompute(block) for block in model.blocks]
+    model.build(seed=3)
+    save_model(model, tmp_path)
+    np.testing.assert_array_equal(load_model(tmp_path).flat.values, GPT(config).build(seed=3).flat.values)
+
+
+def test_parameters_without_a_place_in_the_folder_are_named(tmp_path):
+    model = GPT(random_model().config)
+    model.extra = Linear(2, 2)
+    with pytest.raises(TypeError, match=r"'gpt2' has no place for: extra\.bias, extra\.weight"):
+        save_model(model.build(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=["gpt2", "nanogpt", "sinusoidal"])

@@ -11,6 +11,7 @@ import pytest
 from minitransformer.errors import InputError
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.recipes import Recipe, TextSettings, list_recipes, load_recipe, make_recipe
+from minitransformer.recipes.resuming import load_resumed_recipe
 from minitransformer.system.settings import ELSEWHERE
 from minitransformer.training import TrainingArguments
 
@@ -269,6 +270,14 @@ def test_a_table_makes_the_recipe_again(name):
     assert make_recipe(table) == recipe
     assert make_recipe(table, ["max_steps=8"]).training.max_steps == 8
     assert table == recipe.table()
+
+
+def test_a_run_from_before_architectures_were_recorded_is_a_gpts(tmp_path):
+    recipe = load_recipe("sort", ["width=24"])
+    table = recipe.table()
+    del table["architecture"]
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": table, "data": []}))
+    assert load_resumed_recipe(None, tmp_path, [], []) == (recipe, [])
 
 
 def test_a_table_may_leave_out_what_has_a_default():
