@@ -12,6 +12,7 @@ from minitransformer.data.datasets import count_tokens, fingerprint
 from minitransformer.errors import ChangedSettingError, DivergedError, InputError, Stopped
 from minitransformer.evaluation import scores
 from minitransformer.functional import Key
+from minitransformer.models.table import find_architecture
 from minitransformer.pretrained.model_folder import save_model
 from minitransformer.system.file_names import CONFIG, METRICS
 from minitransformer.system.files import write_atomically
@@ -87,8 +88,9 @@ class Trainer:
 
         Raises Stopped, a KeyboardInterrupt, after Ctrl-C or SIGTERM, once the step is finished and saved;
         InputError for examples that the model cannot be trained on and for a folder that holds another run;
-        and DivergedError as soon as a loss is not finite: all checkpoints are from before. If a run ends
-        before its first step, the folder is restored as it was.
+        TypeError for a model that is not in the table of architectures; and DivergedError as soon as a loss
+        is not finite: all checkpoints are from before. If a run ends before its first step, the folder is
+        restored as it was.
         """
         if not isinstance(resume_from_checkpoint, bool):
             raise InputError(
@@ -96,6 +98,7 @@ class Trainer:
                 "the newest undamaged checkpoint in output_dir that is resumed"
             )
         started = time.perf_counter()
+        find_architecture(self.model)  # without one it could not be saved
         self._reset()
         self._check_data()
         self._datasets = {

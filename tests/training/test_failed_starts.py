@@ -8,6 +8,7 @@ from common.tiny_runs import assert_same_end, metrics, names, tiny_trainer
 
 from minitransformer.data import TokenWindows
 from minitransformer.errors import DivergedError, InputError, Stopped
+from minitransformer.layers import Linear
 from minitransformer.recipes import load_recipe
 from minitransformer.recipes.progress import Display
 from minitransformer.recipes.run import train_recipe
@@ -129,3 +130,11 @@ def test_wrong_data_overwrites_nothing(tmp_path):
     with pytest.raises(InputError):
         tiny_trainer(tmp_path / "run", TokenWindows(np.full(300, 99), 8), overwrite_output_dir=True).train()
     assert names(tmp_path / "run") == before
+
+
+def test_a_model_without_an_architecture_is_refused_before_the_first_step(tmp_path):
+    trainer = tiny_trainer(tmp_path / "run")
+    trainer.model = Linear(2, 2).build()
+    with pytest.raises(TypeError, match="there is no architecture with a Linear"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
