@@ -42,8 +42,12 @@ def embedding_backward(dy, saved, *, add_to=None):
 def add_rows(owner, count, ids, rows):
     """Add ``rows`` (…, D) to the rows ``ids`` (…) of ``owner`` (``count``, D), or of zeros; return it.
 
-    On a GPU the order of the additions, and so the last bit of a sum, differs from run to run.
+    An ``owner`` of another type than ``rows`` is added to once, after summation: sums in a half type stop
+    growing. On a GPU the order of the additions, and so the last bit of a sum, differs from run to run.
     """
+    if owner is not None and owner.dtype != rows.dtype:
+        owner += add_rows(None, count, ids, rows)
+        return owner
     xp = array_module(rows)
     width = rows.shape[-1]
     if owner is None:

@@ -171,6 +171,31 @@ def test_gradients_of_half_types_can_be_added_to(operation, owner_type, dtype):
         )
 
 
+@pytest.mark.parametrize("operation", ["linear", "embedding", "add_positions", "linear_cross_entropy"])
+def test_gradients_of_half_types_are_summed_in_float32_before_they_are_added(operation):
+    rows = 5000  # a sum of ones in float16 stops at 2048
+    ones = np.ones((rows, 1), np.float16)
+    no_ids = np.zeros((1, rows), int)
+    arrays, owner, settings, dy = {
+        "linear": ((ones, np.ones((1, 1), np.float16), None), 1, {}, ones),
+        "embedding": ((ones[:1],), 0, {"ids": no_ids[0]}, ones),
+        "add_positions": ((ones[None], ones[:1]), 1, {"positions": no_ids}, ones[None]),
+        "linear_cross_entropy": (
+            (ones, np.zeros((2, 1), np.float16), None),
+            1,
+            {"targets": no_ids[0]},
+            np.float32(2),  # p − q is ±1/2
+        ),
+    }[operation]
+    backward = getattr(functional, f"{operation}_backward")
+    _, saved = getattr(functional, operation)(*arrays, **settings)
+    owners = [None] * len(arrays)
+    owners[owner] = np.zeros(arrays[owner].shape, np.float16)
+    gradient = backward(dy, saved, add_to=owners)[owner]
+    assert gradient is owners[owner]
+    np.testing.assert_array_equal(np.abs(gradient), 5000)
+
+
 def test_the_gradient_of_a_large_table_is_never_a_temporary():
     rows, width, tokens = 16384, 512, 4
     random = np.random.default_rng(0)
