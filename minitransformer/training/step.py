@@ -36,7 +36,8 @@ def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0
     """
     xp = array_module(model.flat.values)
     counted = [model.count_targets(batch) for batch in micro_batches]
-    counts = {name: sum(count[name] for count in counted) for name in counted[0]}
+    names = dict.fromkeys(name for count in counted for name in count)  # micro-batches may differ in losses
+    counts = {name: sum(count.get(name, 0) for count in counted) for name in names}
     weights = {name: 1 / count if count else 0.0 for name, count in counts.items()}
     totals = dict.fromkeys(counts, 0.0)
 

@@ -131,3 +131,43 @@ def test_a_loss_without_targets_is_zero_and_has_no_gradient(model, pairs):
     assert result.counts["next_sentences"] == 0
     assert not model.classes.table.gradient.any()
     assert model.embedding.table.gradient.any()
+
+
+class Alternating(TwoLosses):
+    """Has one loss per batch, as models that are trained on several objectives in turn."""
+
+    def loss(self, batch, key=None):
+        totals, both_backward = super().loss(batch, key)
+        own = self.objective(batch)
+
+        def backward(weights):
+            both_backward({name: weights[name] * (name == own) for name in NAMES})
+
+        return {own: totals[own]}, backward
+
+    @staticmethod
+    def objective(batch):
+        return NAMES[int(batch["objective"])]
+
+    @classmethod
+    def count_targets(cls, batch):
+        return {cls.objective(batch): TwoLosses.count_targets(batch)[cls.objective(batch)]}
+
+
+def test_micro_batches_may_have_different_losses(pairs):
+    model = Alternating().build(seed=1, dtype="float64")
+    batches = [
+        {**pairs.collate(range(first, first + 8)), "objective": np.array(objective)}
+        for first, objective in ((0, 0), (8, 1), (16, 0))
+    ]
+    losses, gradients = dict.fromkeys(NAMES, 0.0), 0.0
+    counts = {name: sum(model.count_targets(batch).get(name, 0) for batch in batches) for name in NAMES}
+    for batch in batches:
+        name = model.objective(batch)
+        gradient, total = gradients_of(model, batch, name)
+        losses[name] += total / counts[name]
+        gradients = gradients + gradient / counts[name]
+    result = train_step(model, SGD(model), batches, learning_rate=0.0)
+    assert result.counts == counts
+    assert result.losses == pytest.approx(losses, rel=1e-12)
+    np.testing.assert_allclose(model.flat.gradients, gradients, rtol=0, atol=1e-12 * np.abs(gradients).max())
