@@ -14,7 +14,8 @@ from minitransformer.kernels import cpu
 class Kernel(NamedTuple):
     """A fused operation: ``module`` has the pair, under the definition's names.
 
-    It gets arrays of its ``types`` as they are. Only definitions have half types cast around them.
+    It gets arrays of its ``types`` as they are, half types too: its pair has the decorators
+    ``forward_uncast`` and ``backward_uncast`` of ``functional.rules``, which definitions don't use directly.
     """
 
     types: tuple[str, ...]
@@ -23,8 +24,8 @@ class Kernel(NamedTuple):
 
     def takes(self, arrays):
         """Return True if all of ``arrays`` have one type, which is among those of the kernel."""
-        names = {array.dtype.name for array in arrays if array is not None}
-        return len(names) == 1 and names <= set(self.types)
+        types = {getattr(array, "dtype", None) for array in arrays if array is not None}
+        return len(types) == 1 and getattr(types.pop(), "name", None) in self.types
 
     def load(self):
         """Return the module, imported."""

@@ -11,15 +11,17 @@ from common.blocks import pre_norm_block
 from minitransformer import dispatch, functional, inference, kernels, reference
 from minitransformer.dispatch import watching
 from minitransformer.functional import causal_mask
+from minitransformer.functional.rules import backward_uncast, forward_uncast
 from minitransformer.kernels import Kernel
 from minitransformer.layers import recompute
 from minitransformer.parameters import Layer
 
 
 class Saved(NamedTuple):
-    """What the made-up kernels save."""
+    """What the made-up kernels save: of a half type, too, statistics are float32."""
 
     x: Any
+    largest: Any
 
 
 def made_up_kernel(name):
@@ -27,11 +29,13 @@ def made_up_kernel(name):
     module = types.ModuleType(name)
     module.seen = []
 
+    @forward_uncast
     def relu(x):
         module.seen.append(x.dtype.name)
-        return np.maximum(x, 0), Saved(x)
+        return np.maximum(x, 0), Saved(x, x.max(axis=-1).astype(np.float32))
 
-    def relu_backward(dy, saved, *, add_to=None):
+    @backward_uncast
+    def relu_backward(dy, saved):
         module.seen.append(f"{dy.dtype.name} back")
         return (dy * (saved.x > 0),)
 
@@ -65,6 +69,30 @@ def test_a_kernel_gets_its_types_uncast_and_runs_its_own_backward(halves_and_sin
     assert halves.seen == ["float16", "float16 back"]
     assert singles.seen == ["float32", "float32 back"]
     np.testing.assert_array_equal(dx, [0, 2, 3])
+
+
+def test_gradients_of_a_half_kernel_are_added_to_their_owner(halves_and_singles):
+    x = np.array([-1, 2, 3], np.float16)
+    _, call = dispatch.relu(x)
+    for owner in (np.ones(3, np.float16), np.ones(3, np.float32)):
+        (dx,) = dispatch.relu_backward(x, call, add_to=(owner,))
+        assert dx is owner
+        np.testing.assert_array_equal(owner, [1, 3, 4])
+
+
+def test_the_gradient_has_the_type_of_the_call_not_of_its_statistics(halves_and_singles):
+    x = np.array([-1, 2, 3], np.float16)
+    for call in (dispatch.relu(x)[1], dispatch.relu(x[:1])[1]):  # of the kernel, of the definition
+        with pytest.raises(TypeError, match=r"relu_backward: the gradient is float32 .* were float16"):
+            dispatch.relu_backward(np.ones(1, np.float32), call)
+
+
+def test_what_is_no_array_is_named_by_the_definition():
+    with pytest.raises(TypeError, match="attention: q is a list"):
+        dispatch.attention([[1.0]], [[1.0]], [[1.0]], mask=causal_mask(1))
+    q = np.ones((1, 1, 1, 1), np.float32)
+    with pytest.raises(TypeError, match="attention: k is a list"):
+        dispatch.attention(q, [[1.0]], q, mask=causal_mask(1))
 
 
 def test_a_call_of_the_definition_is_not_taken_by_a_kernels_backward(halves_and_singles):

@@ -16,7 +16,7 @@ from minitransformer import functional
 from minitransformer.functional.attention import check_attention, check_gradient
 from minitransformer.functional.dropout import check_rate
 from minitransformer.functional.philox import WORD, Key
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward_uncast, forward_uncast
 from minitransformer.kernels.cpu import backward as backward_pass
 from minitransformer.kernels.cpu import forward as forward_pass
 from minitransformer.kernels.cpu import one_query, usable
@@ -47,7 +47,7 @@ class Saved(NamedTuple):
     key: Key | None
 
 
-@forward
+@forward_uncast
 def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
     """Return ``softmax(q kᵀ · scale + bias) v``; as ``functional.attention``, for float32 arrays of NumPy."""
     check_attention("attention", q, k, v, mask, bias)
@@ -91,7 +91,7 @@ def _attend_one_query(saved):
     run(one_query.attention_of_one_query, problem, one_query.scratch_floats(heads, head_width), workers)
 
 
-@backward
+@backward_uncast
 def attention_backward(dy, saved, *, add_to=None):
     """Return ``dq, dk, dv``.
 

@@ -320,7 +320,7 @@ RULES = [
     (
         "rules",
         "owners forgotten",
-        "backward",
+        "backward_uncast",
         "add_to or (None,) * len(gradients)",
         "(None,) * len(gradients)",
     ),
