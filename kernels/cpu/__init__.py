@@ -8,6 +8,7 @@ Names in this package, each with one meaning. Sizes count elements; a byte size,
     KEY_BLOCK             keys whose scores exist at a time: "a block of keys"
     QUERY_BLOCK           queries whose scores exist at a time: "a block of queries", one per lane
     tile                  the queries for which a block of keys is packed once: some blocks of queries
+    tile_queries          queries per tile
     task, worker          what a thread computes between two looks at the counter; the thread
     splits                parts of one task's work, so that every worker gets about as much
     heads, kv_heads       query heads H, and key/value heads G; h and g are their indices
@@ -20,7 +21,9 @@ Names in this package, each with one meaning. Sizes count elements; a byte size,
     scores, weights       (keys, queries) of a block: in units of log 2, and 2 to that power
     largest, peak         per query, the largest score, and the probability of its key
     delta                 per query, Σ dy·y
-    visible_counts        per query, n: it sees the keys 0 … n − 1
+    visible_counts        per query, n: it sees the keys 0 … n − 1; visible_count, of a tile's last query
+    lane                  the index of a query in its block; j is that of a key in its block
+    count, keys, rows     numbers of queries, keys and rows; rows_address is the address of the first row
     offset                the mask's: query i sees key j ≤ i + offset
 """
 

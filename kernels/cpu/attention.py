@@ -75,9 +75,10 @@ def _attend(saved):
         return
     batch, queries, heads, head_width = saved.q.shape
     workers = _choose_workers(saved, batch * heads * -(-queries // forward_pass.QUERY_BLOCK))
-    tile = _choose_tile(queries, batch * heads, workers, forward_pass)
-    problem = _describe(saved, tile=tile)
-    run(forward_pass.attention_forward, problem, forward_pass.scratch_floats(head_width, tile), workers)
+    tile_queries = _choose_tile_queries(queries, batch * heads, workers, forward_pass)
+    problem = _describe(saved, tile_queries=tile_queries)
+    scratch = forward_pass.scratch_floats(head_width, tile_queries)
+    run(forward_pass.attention_forward, problem, scratch, workers)
 
 
 def _attend_one_query(saved):
@@ -107,16 +108,18 @@ def attention_backward(dy, saved, *, add_to=None):
         batch, queries, _, head_width = dq.shape
         tasks = batch * dk.shape[2]
         workers = _choose_workers(saved, tasks * -(-queries // backward_pass.QUERY_BLOCK))
-        tile = _choose_tile(queries, tasks, workers, backward_pass)
-        splits = _choose_splits(tasks, -(-queries // tile), workers)
+        tile_queries = _choose_tile_queries(queries, tasks, workers, backward_pass)
+        splits = _choose_splits(tasks, -(-queries // tile_queries), workers)
         dks, dvs = (d[None] if splits == 1 else np.zeros((splits, *d.shape), d.dtype) for d in (dk, dv))
         if saved.largest is None:  # y again, too: the kernel for a single query rounds differently
             saved = _add_statistics(saved._replace(y=np.empty_like(saved.y)))
             _attend(saved)
         gradients = {"dy": dy, "dq": dq, "dk": dks[0], "dv": dvs[0]}
         places = {name: _locate(array) for name, array in gradients.items()}
-        problem = _describe(saved, **places, tile=tile, splits=splits, split_bytes=dks.strides[0])
-        scratch = backward_pass.scratch_floats(head_width, tile)
+        problem = _describe(
+            saved, **places, tile_queries=tile_queries, splits=splits, split_bytes=dks.strides[0]
+        )
+        scratch = backward_pass.scratch_floats(head_width, tile_queries)
         run(backward_pass.attention_backward, problem, scratch, min(workers, splits * tasks))
         if splits > 1:
             for dk_part, dv_part in zip(dks, dvs, strict=True):
@@ -139,7 +142,7 @@ def _choose_workers(saved, tasks, cost=1):
     return max(1, min(thread_count(), tasks, int(sums / WORTH_A_THREAD)))
 
 
-def _choose_tile(queries, tasks, workers, kernel):
+def _choose_tile_queries(queries, tasks, workers, kernel):
     """Return the queries per tile, whole blocks: as many as leave each worker ``TILES_PER_WORKER`` tiles."""
     tiles = -(-TILES_PER_WORKER * workers // tasks)
     blocks = queries // tiles // kernel.QUERY_BLOCK

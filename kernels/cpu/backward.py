@@ -55,15 +55,14 @@ from minitransformer.kernels.cpu.vectors import (
 )
 
 QUERY_BLOCK = 2 * COLUMNS  # queries whose scores exist at a time: the depth of the products for dk and dv
-LARGEST_TILE = (
-    4 * QUERY_BLOCK
-)  # the most queries of a tile: each packed block of keys is used for all of them
+LARGEST_TILE = 4 * QUERY_BLOCK
+"""The most queries of a tile: each packed block of keys is used for all of them."""
 
 
-def scratch_floats(head_width, tile):
+def scratch_floats(head_width, tile_queries):
     """Return the number of floats of scratch memory that a worker needs."""
     states, state_bytes = _key_block_layout(0, head_width)[-1], _state_layout(0, head_width)[-1]
-    return (states + tile // QUERY_BLOCK * state_bytes) // 4
+    return (states + tile_queries // QUERY_BLOCK * state_bytes) // 4
 
 
 @register_jitable
@@ -106,7 +105,7 @@ def attention_backward(problems, worker):
     """
     problem = carray(problems, (1,))[0]
     scratch = scratch_of(problem, worker)
-    tiles, splits = (problem.queries + problem.tile - 1) // problem.tile, problem.splits
+    tiles, splits = (problem.queries + problem.tile_queries - 1) // problem.tile_queries, problem.splits
     group_size = problem.heads // problem.kv_heads
     task = take_task(problem)
     while task < splits * problem.batch * problem.kv_heads:
@@ -114,8 +113,8 @@ def attention_backward(problems, worker):
         for tile in range(tiles):
             turn = tile % (2 * splits)  # 0 1 2 2 1 0 …: causal tiles grow, and so each split gets as much
             if split == min(turn, 2 * splits - 1 - turn):
-                first = tile * problem.tile
-                end = min(first + problem.tile, problem.queries)
+                first = tile * problem.tile_queries
+                end = min(first + problem.tile_queries, problem.queries)
                 for h in range(g * group_size, (g + 1) * group_size):
                     _differentiate(problem, b, h, g, first, end, split * problem.split_bytes, scratch)
         task = take_task(problem)
@@ -132,9 +131,9 @@ def _differentiate(problem, b, h, g, first, end, split_bytes, scratch):
     for i in range(first, end, QUERY_BLOCK):
         state = states + (i - first) // QUERY_BLOCK * state_bytes
         _begin(problem, b, h, i, min(QUERY_BLOCK, end - i), state)
-    visible = count_visible(problem, b, end - 1)
-    for start in range(0, visible, KEY_BLOCK):
-        keys = min(KEY_BLOCK, visible - start)
+    visible_count = count_visible(problem, b, end - 1)
+    for start in range(0, visible_count, KEY_BLOCK):
+        keys = min(KEY_BLOCK, visible_count - start)
         pack(k_block, row_of(problem.k, b, start, g), problem.k.time_bytes, keys, head_width)
         pack(v_block, row_of(problem.v, b, start, g), problem.v.time_bytes, keys, head_width)
         fill(dk_block, KEY_BLOCK * padded_width(head_width), 0.0)
@@ -182,8 +181,8 @@ def _differentiate_block(problem, b, h, i, count, start, state, scratch):
     """Add to dq of ``count`` queries, and to dk and dv of a block of keys, what this pair contributes."""
     head_width = problem.head_width
     fewest, most = count_visible(problem, b, i), count_visible(problem, b, i + count - 1)
-    block = min(KEY_BLOCK, most - start)
-    if block <= 0:
+    keys = min(KEY_BLOCK, most - start)
+    if keys <= 0:
         return
     scores, dscores, bias, k_block, v_block, dk_block, dv_block, ones, _ = _key_block_layout(
         scratch, head_width
@@ -193,28 +192,30 @@ def _differentiate_block(problem, b, h, i, count, start, state, scratch):
     )
     largest, _ = statistics_of(problem, b, h, i)
 
-    for query in range(0, count, COLUMNS):
-        keys = min(block, count_visible(problem, b, i + min(query + COLUMNS, count) - 1) - start)
-        multiply_rows_by_lanes(scores, QUERY_BLOCK, query, k_block, keys, q_lanes, head_width)
-        multiply_rows_by_lanes(dscores, QUERY_BLOCK, query, v_block, keys, dy_lanes, head_width)
+    for lane in range(0, count, COLUMNS):
+        visible_keys = min(keys, count_visible(problem, b, i + min(lane + COLUMNS, count) - 1) - start)
+        multiply_rows_by_lanes(scores, QUERY_BLOCK, lane, k_block, visible_keys, q_lanes, head_width)
+        multiply_rows_by_lanes(dscores, QUERY_BLOCK, lane, v_block, visible_keys, dy_lanes, head_width)
 
     if problem.bias.address:
-        add_bias(problem, b, h, i, count, start, block, scores, QUERY_BLOCK, bias)
-    rows = round_up(block, ROWS)  # of scores that are computed, and that _add_sums adds up
+        add_bias(problem, b, h, i, count, start, keys, scores, QUERY_BLOCK, bias)
+    rows = round_up(keys, ROWS)  # of scores that are computed, and that _add_sums adds up
     if start + rows > fewest:
         hide(scores, QUERY_BLOCK, start, max(0, fewest - start), rows, visible_counts)
 
-    for query in range(0, count, COLUMNS):
-        keys = min(block, count_visible(problem, b, i + min(query + COLUMNS, count) - 1) - start)
+    for lane in range(0, count, COLUMNS):
+        visible_keys = min(keys, count_visible(problem, b, i + min(lane + COLUMNS, count) - 1) - start)
         if problem.threshold:
-            _compute_dscores_dropped(problem, b, h, i, start, scores, dscores, query, keys, largest, deltas)
+            _compute_dscores_dropped(
+                problem, b, h, i, start, scores, dscores, lane, visible_keys, largest, deltas
+            )
         else:
-            _compute_dscores(scores, dscores, query, keys, largest, deltas)
-        if keys > 0:
-            add_weighted_rows(dq_lanes, QUERY_BLOCK, query, k_block, keys, dscores, head_width, ones)
+            _compute_dscores(scores, dscores, lane, visible_keys, largest, deltas)
+        if visible_keys > 0:
+            add_weighted_rows(dq_lanes, QUERY_BLOCK, lane, k_block, visible_keys, dscores, head_width, ones)
 
-    _add_sums(problem, b, i, start, dv_block, scores, count, block, dy_rows, ones)
-    _add_sums(problem, b, i, start, dk_block, dscores, count, block, q_rows, ones)
+    _add_sums(problem, b, i, start, dv_block, scores, count, keys, dy_rows, ones)
+    _add_sums(problem, b, i, start, dk_block, dscores, count, keys, q_rows, ones)
 
 
 @inline
@@ -241,10 +242,10 @@ def _compute_deltas(deltas, factors, dy_lanes, y_lanes, head_width, peak, keep_s
 
 
 @inline
-def _compute_dscores(scores, dscores, query, keys, largest, deltas):
-    """Turn scores into e, and dP into e · (dP − delta), for COLUMNS lanes from ``query`` on."""
+def _compute_dscores(scores, dscores, first_lane, keys, largest, deltas):
+    """Turn scores into e, and dP into e · (dP − delta), for COLUMNS lanes from ``first_lane`` on."""
     row_bytes = 4 * QUERY_BLOCK
-    for lane_bytes in range(4 * query, 4 * (query + COLUMNS), VECTOR_BYTES):
+    for lane_bytes in range(4 * first_lane, 4 * (first_lane + COLUMNS), VECTOR_BYTES):
         top, delta = load(largest + lane_bytes), load(deltas + lane_bytes)
         for offset_bytes in range(lane_bytes, lane_bytes + row_bytes * round_up(keys, ROWS), row_bytes):
             e = exp2(load(scores + offset_bytes) - top)
@@ -253,10 +254,10 @@ def _compute_dscores(scores, dscores, query, keys, largest, deltas):
 
 
 @inline
-def _compute_dscores_dropped(problem, b, h, first, start, scores, dscores, query, keys, largest, deltas):
+def _compute_dscores_dropped(problem, b, h, first, start, scores, dscores, first_lane, keys, largest, deltas):
     """Do the same under dropout: where an entry was dropped dP = 0, and it contributes nothing to dv."""
     threshold, zero = words(problem.threshold), splat(0.0)
-    for lane in range(query, query + COLUMNS, LANES):
+    for lane in range(first_lane, first_lane + COLUMNS, LANES):
         top, delta = load(largest + 4 * lane), load(deltas + 4 * lane)
         for j in range(0, round_up(keys, ROWS), 4):
             offset_bytes = 4 * (j * QUERY_BLOCK + lane)
@@ -270,16 +271,16 @@ def _compute_dscores_dropped(problem, b, h, first, start, scores, dscores, query
 
 
 @inline
-def _add_sums(problem, b, i, start, sums, weights, count, block, rows, ones):
-    """Add, for each key of a block, the sum of the queries' ``rows``, weighted by ``weights``.
+def _add_sums(problem, b, i, start, sums, weights, count, keys, rows_address, ones):
+    """Add, for each key of a block, the sum of the rows of queries at ``rows_address``, times ``weights``.
 
     For each ROWS keys, queries are skipped that see none of them.
     """
-    query, row_bytes = 0, 4 * padded_width(problem.head_width)
-    for key in range(0, block, ROWS):
-        while count_visible(problem, b, i + query) <= start + key:
-            query += 1
-        target, left = sums + row_bytes * key, weights + 4 * QUERY_BLOCK * key
+    lane, row_bytes = 0, 4 * padded_width(problem.head_width)
+    for j in range(0, keys, ROWS):
+        while count_visible(problem, b, i + lane) <= start + j:
+            lane += 1
+        target, left = sums + row_bytes * j, weights + 4 * QUERY_BLOCK * j
         add_lanes_times_rows(
-            target, row_bytes, left, QUERY_BLOCK, query, ROWS, rows, count, problem.head_width, ones
+            target, row_bytes, left, QUERY_BLOCK, lane, ROWS, rows_address, count, problem.head_width, ones
         )

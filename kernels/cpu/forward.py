@@ -45,10 +45,10 @@ The state of so many queries fills half of a second-level cache of 1 MiB at a he
 """
 
 
-def scratch_floats(head_width, tile):
+def scratch_floats(head_width, tile_queries):
     """Return the number of floats of scratch memory that a worker needs."""
     states, state_bytes = _key_block_layout(0, head_width)[-1], _state_layout(0, head_width)[-1]
-    return (states + tile // QUERY_BLOCK * state_bytes) // 4
+    return (states + tile_queries // QUERY_BLOCK * state_bytes) // 4
 
 
 @register_jitable
@@ -85,12 +85,13 @@ def attention_forward(problems, worker):
     """
     problem = carray(problems, (1,))[0]
     scratch = scratch_of(problem, worker)
-    tiles = (problem.queries + problem.tile - 1) // problem.tile
+    tiles = (problem.queries + problem.tile_queries - 1) // problem.tile_queries
     task = take_task(problem)
     while task < tiles * problem.batch * problem.heads:
         b, h = task // tiles // problem.heads, task // tiles % problem.heads
-        first = (tiles - 1 - task % tiles) * problem.tile  # the last tile sees most keys: longest work first
-        _attend(problem, b, h, first, min(first + problem.tile, problem.queries), scratch)
+        tile = tiles - 1 - task % tiles  # the last tile sees most keys: longest work first
+        first = tile * problem.tile_queries
+        _attend(problem, b, h, first, min(first + problem.tile_queries, problem.queries), scratch)
         task = take_task(problem)
     return 0
 
@@ -104,9 +105,9 @@ def _attend(problem, b, h, first, end, scratch):
     for i in range(first, end, QUERY_BLOCK):
         state = states + (i - first) // QUERY_BLOCK * state_bytes
         _begin(problem, b, h, i, min(QUERY_BLOCK, end - i), state)
-    visible = count_visible(problem, b, end - 1)
-    for start in range(0, visible, KEY_BLOCK):
-        keys = min(KEY_BLOCK, visible - start)
+    visible_count = count_visible(problem, b, end - 1)
+    for start in range(0, visible_count, KEY_BLOCK):
+        keys = min(KEY_BLOCK, visible_count - start)
         pack(k_block, row_of(problem.k, b, start, g), problem.k.time_bytes, keys, head_width)
         pack(v_block, row_of(problem.v, b, start, g), problem.v.time_bytes, keys, head_width)
         for i in range(first, end, QUERY_BLOCK):

@@ -80,9 +80,9 @@ def _attend(problem, b, first_kv_head, end_kv_head, scratch):
     state_bytes = _state_layout(0, head_width)[-1]
     for h in range(first, end):
         _begin(row_of(problem.q, b, 0, h), scratch + (h - first) * state_bytes, problem.scale, head_width)
-    visible = count_visible(problem, b, 0)
-    for start in range(0, visible, KEY_BLOCK):
-        keys = min(KEY_BLOCK, visible - start)
+    visible_count = count_visible(problem, b, 0)
+    for start in range(0, visible_count, KEY_BLOCK):
+        keys = min(KEY_BLOCK, visible_count - start)
         _compute_scores(problem, b, first_kv_head, end_kv_head, start, keys, scratch)
         for h in range(first, end):
             _compute_weights(problem, b, h, start, keys, scratch + (h - first) * state_bytes)

@@ -26,7 +26,7 @@ PROBLEM = np.dtype(
         *[(name, np.int64) for name in ("key0", "key1", "stream")],
         *[(name, np.int64) for name in ("largest", "peak")],  # addresses of float32 (B, H, room)
         ("room", np.int64),  # the number of queries, rounded up to whole query blocks of the backward pass
-        ("tile", np.int64),  # queries per tile
+        ("tile_queries", np.int64),  # queries per tile
         ("splits", np.int64),  # per task
         ("split_bytes", np.int64),  # between copies of dk and dv
         ("work", WORK),

@@ -41,8 +41,8 @@ LOG2_E = 1.4426950408889634  # scores are kept in units of log 2, where exp is e
 @inline
 def store_visible_counts(problem, b, first, queries, visible_counts):
     """Write ``count_visible`` of ``queries`` queries to ``visible_counts``."""
-    for query in range(queries):
-        store_word(visible_counts + 4 * query, count_visible(problem, b, first + query))
+    for lane in range(queries):
+        store_word(visible_counts + 4 * lane, count_visible(problem, b, first + lane))
 
 
 @inline
@@ -109,27 +109,27 @@ def scale_lanes(x, rows, queries, factors):
 
 
 @inline
-def multiply_rows_by_lanes(out, queries, query, x, rows, y, head_width):
-    """Write x y, (rows, queries), for the COLUMNS lanes of y from ``query`` on; x holds packed rows.
+def multiply_rows_by_lanes(out, queries, lane, x, rows, y, head_width):
+    """Write x y, (rows, queries), for the COLUMNS lanes of y from ``lane`` on; x holds packed rows.
 
     The number of rows computed is rounded up to a multiple of ROWS.
     """
     row_bytes = 4 * padded_width(head_width)
     for row in range(0, rows, ROWS):
-        target, left, right = out + 4 * (row * queries + query), x + row * row_bytes, y + 4 * query
+        target, left, right = out + 4 * (row * queries + lane), x + row * row_bytes, y + 4 * lane
         product(2, target, 4 * queries, left, row_bytes, 4, right, 4 * queries, head_width, None)
 
 
 @inline
-def add_weighted_rows(out, queries, query, x, rows, weights, head_width, rescale):
-    """Compute out · rescale + xᵀ weights for the COLUMNS lanes from ``query`` on; x holds packed rows.
+def add_weighted_rows(out, queries, lane, x, rows, weights, head_width, rescale):
+    """Compute out · rescale + xᵀ weights for the COLUMNS lanes from ``lane`` on; x holds packed rows.
 
     ``out`` is (head_width, queries), ``weights`` (rows, queries), ``rescale`` (queries,).
     """
     row_bytes = 4 * padded_width(head_width)
     for column in range(0, head_width, ROWS):
-        target, left = out + 4 * (column * queries + query), x + 4 * column
-        right, factors = weights + 4 * query, rescale + 4 * query
+        target, left = out + 4 * (column * queries + lane), x + 4 * column
+        right, factors = weights + 4 * lane, rescale + 4 * lane
         product(2, target, 4 * queries, left, 4, row_bytes, right, 4 * queries, rows, factors)
 
 
@@ -196,9 +196,9 @@ def random_words(problem, b, h, i, j):
 def drop(problem, b, h, first, start, weights, queries, keys):
     """Set the weights of a block that dropout drops to zero."""
     threshold, zero = words(problem.threshold), splat(0.0)
-    for query in range(0, queries, LANES):
+    for lane in range(0, queries, LANES):
         for j in range(0, keys, 4):
-            row = weights + 4 * (j * queries + query)
-            for number, word in enumerate(random_words(problem, b, h, first + query, start + j)):
+            row = weights + 4 * (j * queries + lane)
+            for number, word in enumerate(random_words(problem, b, h, first + lane, start + j)):
                 address = row + 4 * queries * number
                 store(address, where(word >= threshold, load(address), zero))

@@ -222,7 +222,7 @@ DROPPED = {"mask": full_mask(150), "dropout": 0.3, "key": KEY}
 BIASED = {"mask": full_mask(150), "bias": some_bias((150, 150), "float32")}
 BIASED["bias"][7] = INVISIBLE
 ADDED_ROWS = (
-    "add_lanes_times_rows(target, row_bytes, left, QUERY_BLOCK, query, ROWS, rows, count, "
+    "add_lanes_times_rows(target, row_bytes, left, QUERY_BLOCK, lane, ROWS, rows_address, count, "
     "problem.head_width, ones)"
 )
 MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
@@ -250,7 +250,7 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
         *(CAUSAL, "dq"),
     ),
     "a query that sees passed over": (
-        *("backward", ADDED_ROWS, ADDED_ROWS.replace("query,", "query + 1,")),
+        *("backward", ADDED_ROWS, ADDED_ROWS.replace("lane,", "lane + 1,")),
         *(CAUSAL, "dk"),
     ),
     "dropped of a neighbour": (

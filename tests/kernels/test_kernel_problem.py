@@ -28,7 +28,7 @@ def test_a_record_is_what_numpy_fills_by_name():
 
 def test_a_record_refuses_a_field_that_it_does_not_have():
     with pytest.raises(TypeError, match="PROBLEM has no field tiles"):
-        make_problem(tile=3, tiles=4)
+        make_problem(tile_queries=3, tiles=4)
 
 
 def test_the_cache_depends_on_every_file_that_kernels_import():
