@@ -72,7 +72,7 @@ def test_named_masks():
     np.testing.assert_array_equal(visible(np, full_mask(np.array([4, 1])), 1, 4)[:, 0].sum(axis=-1), [4, 1])
 
 
-def test_who_sees_whom_in_unilm():
+def test_visible_positions_in_unilm():
     # [SOS] t1 t2 [EOS] t3 t4 t5 [EOS]: the first four are the source (arXiv 1905.03197, figure 1)
     seen = visible(np, Mask(8, 4, 0), 8, 8)[0]
     first = np.array([4, 4, 4, 4, 5, 6, 7, 8])  # t1 and t2 see the first 4, t4 the first 6
