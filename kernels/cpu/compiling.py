@@ -160,11 +160,8 @@ def cache_folder():
 def sources():
     """Return every file that compiled code may depend on: the kernels and all that they import."""
     package = Path(minitransformer.__file__).parent
-    folders = Path(__file__).parent, package / "functional"
-    modules = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    return modules + [
-        package / name for name in ("arrays.py", "errors.py", "system/cache.py", "system/files.py")
-    ]
+    folders = Path(__file__).parent, package / "functional", package / "system", package
+    return [path for folder in folders for path in sorted(folder.glob("*.py"))]
 
 
 @functools.cache  # a later edit does not change what this process has loaded
