@@ -30,18 +30,18 @@ WORTH_A_THREAD = 5e6  # multiplications and additions; less takes no longer than
 class Saved(NamedTuple):
     """What ``attention_backward`` needs.
 
-    ``largest`` is each query's largest score in units of log 2 and ``peak`` the probability of that key,
-    both (B, H, Tq rounded up to whole blocks of queries); None for a single query.
+    ``largest`` is each query's largest score in units of log 2 and ``peak`` the probability of that key; R is
+    Tq rounded up to whole blocks of queries. Both are None for a single query.
     """
 
-    q: Any
-    k: Any
-    v: Any
-    y: Any
-    largest: Any
-    peak: Any
-    mask: Any
-    bias: Any
+    q: Any  # (B, Tq, H, K)
+    k: Any  # (B, Tk, G, K)
+    v: Any  # (B, Tk, G, K)
+    y: Any  # (B, Tq, H, K)
+    largest: Any  # (B, H, R)
+    peak: Any  # (B, H, R)
+    mask: Any  # int64 (3, B): kv_len, prefix_len and offset
+    bias: Any  # (B, H, Tq, Tk) or None
     scale: float
     dropout: float
     key: Key | None

@@ -53,10 +53,10 @@ class SGD(Optimiser):
     def update(self, xp, part, learning_rate, decay, gradient_scale):
         """Update the entries ``part`` of the flat buffers."""
         values, m = self.flat.values[part], self.first_moment[part]
-        m *= self.momentum
-        m += self.flat.gradients[part] * gradient_scale
-        m += decay * values
-        values -= learning_rate * m
+        m *= self.momentum  # μ m
+        m += self.flat.gradients[part] * gradient_scale  # μ m + g
+        m += decay * values  # μ m + g + λ w
+        values -= learning_rate * m  # w − η m
 
 
 class AdamW(Optimiser):
@@ -80,19 +80,19 @@ class AdamW(Optimiser):
         values, m, v = self.flat.values[part], self.first_moment[part], self.second_moment[part]
         beta1, beta2 = self.betas
         g = self.flat.gradients[part] * gradient_scale
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        xp.square(g, out=g)
-        g *= 1 - beta2
-        v += g
+        m *= beta1  # β₁ m
+        m += (1 - beta1) * g  # β₁ m + (1 − β₁) g
+        v *= beta2  # β₂ v
+        xp.square(g, out=g)  # g²
+        g *= 1 - beta2  # (1 − β₂) g²
+        v += g  # β₂ v + (1 − β₂) g²
 
-        denominator = xp.sqrt(v)
-        denominator *= 1 / math.sqrt(1 - beta2**self.steps)
-        denominator += self.eps
+        denominator = xp.sqrt(v)  # √v
+        denominator *= 1 / math.sqrt(1 - beta2**self.steps)  # √(v/(1 − β₂ᵗ))
+        denominator += self.eps  # √(v/(1 − β₂ᵗ)) + ε
         change = m / denominator
-        change *= learning_rate / (1 - beta1**self.steps)
-        values *= 1 - learning_rate * decay
+        change *= learning_rate / (1 - beta1**self.steps)  # η m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
+        values *= 1 - learning_rate * decay  # w − η λ w
         values -= change
 
 
