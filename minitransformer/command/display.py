@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from minitransformer.recipes import list_changed_settings, list_recipes
-from minitransformer.recipes.progress import Display
+from minitransformer.recipes.display import Display
 from minitransformer.system.file_names import CORPUS, METRICS, PICTURE
 from minitransformer.system.memory import measure_peak_memory
 from minitransformer.system.progress import show_progress

@@ -11,7 +11,7 @@ from minitransformer.data.text import Text
 from minitransformer.data.token_file import token_file
 from minitransformer.data.tokenizer import train_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.recipes.progress import Display
+from minitransformer.recipes.display import Display
 from minitransformer.recipes.starting_model import load_pretrained_tokenizer
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from minitransformer.data.tokenizer import id_count, load_tokenizer, start_id
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.inspection.plots import plot_training
+from minitransformer.recipes.display import Display
 from minitransformer.recipes.material import load_material
-from minitransformer.recipes.progress import Display
 from minitransformer.recipes.run_files import RunFiles
 from minitransformer.recipes.starting_model import load_pretrained
 from minitransformer.system.file_names import CORPUS, PICTURE, TOKENIZER

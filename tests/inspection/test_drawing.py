@@ -14,7 +14,7 @@ from bench.__main__ import check_files
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.inspection.plots import plot_positions, prepare_drawing
 from minitransformer.recipes import load_recipe, run
-from minitransformer.recipes.progress import Display
+from minitransformer.recipes.display import Display
 from minitransformer.recipes.run import train_recipe
 from minitransformer.system.file_names import PICTURE
 

@@ -14,7 +14,7 @@ from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
 from minitransformer.recipes import load_recipe, make_recipe
 from minitransformer.recipes.cost import estimate_cost
-from minitransformer.recipes.progress import Display
+from minitransformer.recipes.display import Display
 from minitransformer.recipes.resuming import load_resumed_recipe
 from minitransformer.recipes.run import train_recipe
 

@@ -10,7 +10,7 @@ from minitransformer.data import TokenWindows
 from minitransformer.errors import DivergedError, InputError, Stopped
 from minitransformer.layers import Linear
 from minitransformer.recipes import load_recipe
-from minitransformer.recipes.progress import Display
+from minitransformer.recipes.display import Display
 from minitransformer.recipes.run import train_recipe
 from minitransformer.training import Callback
 

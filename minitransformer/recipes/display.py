@@ -1,4 +1,4 @@
-"""Messages of a run about its progress."""
+"""What a run shows of its progress."""
 
 from minitransformer.training import Callback
 
