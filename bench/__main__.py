@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from bench.contenders import TURNS, ContenderError
-from bench.machine import list_cores
 from bench.pictures import draw_memory_growth, draw_roofline
 from bench.report import (
     describe_attention,
@@ -26,6 +25,7 @@ from bench.step import CASES, compare, describe_case
 from minitransformer.errors import InputError
 from minitransformer.inspection.plots import FORMATS, check_picture, prepare_drawing
 from minitransformer.system.files import check_writable
+from minitransformer.system.processors import list_processors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
@@ -45,7 +45,7 @@ def step(json_file: JsonFile = None):
     """Race a GPT's training step against PyTorch eager, on one core and on all."""
     require_torch()
     check_files(json_file)
-    cores = list_cores()
+    cores = list_processors()
     counts = sorted({1, len(cores)})
     races = [
         (
@@ -67,7 +67,7 @@ def attention(json_file: JsonFile = None, plot_file: PlotFile = None):
     check_files(json_file, plot_file)
     from bench import attention as benchmark  # noqa: PLC0415
 
-    cores = list_cores()
+    cores = list_processors()
     counts = sorted({1, len(cores)})
     races = [
         (
@@ -100,7 +100,7 @@ def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
     results = []
     with make_progress() as bar:
         for length in bar.track(benchmark.LENGTHS, description="memory"):
-            results.append(benchmark.compare(length, list_cores()))
+            results.append(benchmark.compare(length, list_processors()))
     slopes = benchmark.compute_slopes(results)
     print_memory(results, slopes)
     if json_file is not None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minitransformer.command.info import THREAD_VARIABLES
+from minitransformer.system.processors import THREAD_VARIABLES
 
 WARM_UP = 3  # steps, whose results are compared
 TOLERANCE = 1e-4  # relative

@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 
 from minitransformer.command.info import collect_facts
+from minitransformer.system.processors import count_processors
 
 PEERS = "torch", "jax"
 
@@ -16,22 +16,15 @@ def describe_machine():
     facts = collect_facts()
     return {
         "processor": _processor(),
-        "cores": len(list_cores()),
+        "cores": count_processors(),
         "system": f"{platform.system()} {platform.machine()}",
         **{
             name: facts[name]
             for name in ("minitransformer", "python", "numpy", "scipy", "numba", "BLAS", "threads")
         },
-        **{name: facts[name] for name in ("kernels", "kernel threads") if name in facts},
+        **{name: facts[name] for name in ("kernels", "kernel vectors", "kernel threads") if name in facts},
         **_versions_of_peers(),
     }
-
-
-def list_cores():
-    """Return the numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count()))
 
 
 def _versions_of_peers():

@@ -10,13 +10,12 @@ import minitransformer
 from minitransformer import kernels
 from minitransformer.arrays import device_module
 from minitransformer.command.console import print_lines
-from minitransformer.dispatch import misses
 from minitransformer.errors import DeviceError
 from minitransformer.system.cache import is_temporary, make_cache_folder
+from minitransformer.system.processors import THREAD_VARIABLES, count_processors
 
 LIBRARIES = ("numpy", "scipy", "numba", "safetensors", "tokenizers")
 NAME_WIDTH = 19
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def info():
@@ -34,7 +33,7 @@ def collect_facts():
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: _find_version(name) for name in LIBRARIES},
         "BLAS": f"{blas['name']} {blas['version']}",
-        "threads": ", ".join(limits) or f"{os.cpu_count()}, one for each processor",
+        "threads": ", ".join(limits) or f"{count_processors()}, one per processor",
         "cache": _describe_cache(),
         "GPU": _describe_gpu(),
         **_describe_kernels(),
@@ -62,12 +61,15 @@ def _describe_kernels():
     from minitransformer.kernels.cpu.report import report  # noqa: PLC0415  loads Numba
 
     facts = report()
-    missed = ", ".join(f"{name} {count} times" for name, count in misses.items()) or "none"
     return {
-        "kernels": f"{', '.join(kernels.KERNELS)}: float32 on the CPU, {facts.lanes} numbers at a time",
+        "kernels": "; ".join(
+            f"{name}: {', '.join(kernel.types)} by {kernel.module}"
+            for name, registered in kernels.KERNELS.items()
+            for kernel in registered
+        ),
+        "kernel vectors": f"{facts.lanes} float32",
         "kernel threads": facts.threads,
         "kernel cache": facts.cache,
-        "calls that missed": missed,
     }
 
 

@@ -23,13 +23,13 @@ from minitransformer.functional import Key
 from minitransformer.generation.sampling import generate
 from minitransformer.models.table import ARCHITECTURES, find_architecture
 from minitransformer.system.memory import reuse_freed_memory
+from minitransformer.system.processors import THREAD_VARIABLES, count_processors
 from minitransformer.training import TrainingArguments
 from minitransformer.training.optimisers import make_optimiser
 from minitransformer.training.step import train_step
 
 SHARES = {"train": 0.6, "evaluate": 0.2, "generate": 0.2}  # of the time that a calibration takes
 PROBE_SECONDS = 0.1
-THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Measurement(NamedTuple):
@@ -68,7 +68,7 @@ def calibrate_alone(model, arguments, counts, seconds):
     done = subprocess.run(
         [sys.executable, "-m", "minitransformer.recipes.calibration"],
         input=json.dumps(order),
-        env=os.environ | dict.fromkeys(THREAD_LIMITS, "1"),
+        env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
         capture_output=True,
         text=True,
         timeout=600,
@@ -104,15 +104,9 @@ def measure_free_share():
         return min(1.0, *pool.map(share, range(count)))
 
 
-def count_processors():
-    """Return how many processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def count_threads():
     """Return how many threads compute."""
-    limits = [os.environ[name] for name in THREAD_LIMITS if os.environ.get(name, "").isdecimal()]
+    limits = [os.environ[name] for name in THREAD_VARIABLES if os.environ.get(name, "").isdecimal()]
     return min([count_processors(), *(max(1, int(limit)) for limit in limits)])
 
 

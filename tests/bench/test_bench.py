@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from bench import contenders
 from bench.__main__ import app, main
 from bench.contenders import ContenderError, race, start_contenders
-from bench.machine import list_cores
 from bench.report import print_means, print_memory, print_table, write_results
 from bench.step import Case, compare, make_nanogpt_config
 from minitransformer.errors import InputError
+from minitransformer.system.processors import list_processors
 
 RECORDS = Path(__file__).parents[2] / "bench" / "results"
-CORES = list_cores()[:1]
+CORES = list_processors()[:1]
 SMALL = Case(
     "small", 16, make_nanogpt_config(vocabulary_size=11, context_length=64, layers=1, heads=2, width=16)
 )

@@ -10,11 +10,11 @@ from bench import attention, memory
 from bench.__main__ import app
 from bench.attention import Case, compute_means
 from bench.contenders import ContenderError
-from bench.machine import list_cores
+from minitransformer.system.processors import list_processors
 
 # an old matplotlib with a new pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-CORES = list_cores()[:1]
+CORES = list_processors()[:1]
 SMALL = Case(T=64, B=2, K=16, causal=True, backward=True)
 PLANTED = """
 from bench import attention
@@ -117,7 +117,7 @@ def test_means_are_geometric_and_of_the_headline_alone():
 
 def test_the_command_races_draws_and_records(raced_before, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CASES", (Case(T=512), SMALL))
-    monkeypatch.setattr(bench.__main__, "list_cores", lambda: CORES)
+    monkeypatch.setattr(bench.__main__, "list_processors", lambda: CORES)
     record, picture = tmp_path / "attention.json", tmp_path / "attention.png"
     done = CliRunner().invoke(app, ["attention", "--json", str(record), "--plot", str(picture)])
     assert done.exit_code == 0, done.output
@@ -131,7 +131,7 @@ def test_the_command_races_draws_and_records(raced_before, tmp_path, monkeypatch
 
 def test_memory_of_kernels_is_linear_and_of_the_definition_quadratic(torch, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "LENGTHS", (1024, 2048))
-    monkeypatch.setattr(bench.__main__, "list_cores", lambda: CORES)
+    monkeypatch.setattr(bench.__main__, "list_processors", lambda: CORES)
     record, picture = tmp_path / "memory.json", tmp_path / "memory.png"
     done = CliRunner().invoke(app, ["memory", "--json", str(record), "--plot", str(picture)])
     assert done.exit_code == 0, done.output
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(to
 
 def test_what_was_measured_is_shown_when_it_is_stopped(raced_before, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CASES", (SMALL, Case(T=128)))
-    monkeypatch.setattr(bench.__main__, "list_cores", lambda: CORES)
+    monkeypatch.setattr(bench.__main__, "list_processors", lambda: CORES)
     measure = attention.compare
 
     def stopped_at_the_second(case, cores, **settings):

@@ -153,7 +153,7 @@ def test_the_share_that_a_thread_gets(monkeypatch):
 
 
 def test_how_many_threads_compute(monkeypatch):
-    for name in calibration.THREAD_LIMITS:
+    for name in calibration.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(calibration, "count_processors", lambda: 8)
     assert count_threads() == 8
