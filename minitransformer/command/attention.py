@@ -28,7 +28,7 @@ def attention(
     """Draw the attention weights of each head on a text."""
     folder, model, tokenizer = load_trained(folder, device, "attention")
     ids = encode(tokenizer, text)
-    maps = compute_attention_maps(model, ids)
-    plot_attention(maps, label_tokens(tokenizer, ids), output, layer=layer, head=head)
+    maps, visible = compute_attention_maps(model, ids)
+    plot_attention(maps, label_tokens(tokenizer, ids), output, layer=layer, head=head, visible=visible)
     print(f"{output} shows the attention weights of {len(ids)} tokens")
     print(describe_left_out(maps.shape[:2], len(ids), layer=layer, head=head), end="")

@@ -1,4 +1,4 @@
-"""Attention maps: which tokens each head of each layer looks at, seen in the model's own forward."""
+"""Attention maps: the attention weights of each head of each layer, taken from the model's own forward."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from minitransformer.arrays import array_module, to_numpy
 from minitransformer.data.tokenizer import decode_bytes, is_byte_level
 from minitransformer.dispatch import inference, watching
 from minitransformer.errors import InputError
-from minitransformer.functional import attention_weights
+from minitransformer.functional import attention_weights, visible
 from minitransformer.inspection.plots import check_picture, prepare_drawing, save_picture
 
-COLOURS = "viridis"  # readable by the colour-blind, and in grey; no cell is as white as what is not seen
+COLOURS = "viridis"  # readable by the colour-blind, and in grey; no colour is as light as a masked cell
 COLOUR_TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 FONT = "DejaVu Sans"  # comes with matplotlib
 WHITESPACE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 LONGEST_LABEL = 14  # characters
-MOST_ABREAST = 4  # maps beside each other; of more, nothing could be read
+MOST_ABREAST = 4  # maps per row; in more, labels would be too small to read
 
 # inches
 LARGEST_CELL, SMALLEST_LABELLED_CELL = 0.3, 0.1  # of 0.1 inches: labels of 6 points
@@ -24,48 +24,63 @@ POINTS, LARGEST_FONT = 72, 10  # POINTS are an inch
 
 
 def compute_attention_maps(model, ids):
-    """Return what ``model`` weighs the values of ``ids`` with, (layers, H, T, T), on the host, in its type.
+    """Return ``maps, visible``: the attention weights of ``model`` on ``ids``, and its masks, on the host.
 
-    ``ids`` are T tokens, a sequence of integers. ``maps[layer, head, i, j]`` is the probability with which
-    token i looks at token j: each row sums to 1, and in a GPT it is 0 where j > i, the future.
+    ``ids`` are T tokens, a sequence of integers. ``maps`` (L, H, T, T), of L layers and in the model's type,
+    has the weight of query i on key j in ``maps[layer, head, i, j]``: each row sums to 1. ``visible`` (L, T,
+    T) are booleans, False where the mask of a layer hides key j from query i; in a GPT that is where j > i.
 
-    A watcher sees each attention of one forward in evaluation (no dropout), and ``attention_weights`` is
-    computed from the queries, keys and settings that came by. Raises InputError if there are no tokens, more
-    than the context length, or if the weights lead to numbers that are not finite.
+    They are of one forward in evaluation (no dropout), and computed from the queries, keys and settings of
+    its attention operations. Operations are told apart by the paths of their layers, whatever the index of
+    the block; of several kinds (a decoder has self-attention and cross-attention) the maps are those of the
+    first that has T queries and T keys. Raises InputError if there are no tokens, or more than the context
+    length, and if a map contains NaN or infinity.
     """
     ids = np.asarray(ids, np.int64)
     fitting = model.config.context_length
     if not len(ids):
-        raise InputError("the text is empty; expected at least one token to look from")
+        raise InputError("the text is empty; expected at least one token")
     if len(ids) > fitting:
         raise InputError(f"the text has {len(ids):,} tokens; the model sees at most {fitting:,} at once")
     xp = array_module(model.flat.values)
     with inference(), watching(_Collector()) as collector:
         model.hidden({"ids": xp.asarray(ids[None])})
-    maps = np.stack(collector.maps)
+    shape = len(ids), len(ids)
+    kinds = [calls for calls in collector.calls.values() if calls[0][1].shape == shape]
+    if not kinds:
+        raise InputError(f"the model has no attention with {len(ids)} queries and {len(ids)} keys to show")
+    maps, seen = map(np.stack, zip(*kinds[0], strict=True))
     if not np.isfinite(maps).all():
-        raise InputError("the model's attention is not all finite numbers: its weights are of no use")
-    return maps
+        raise InputError("the model's attention contains NaN or infinity; expected weights that are finite")
+    return maps, seen
 
 
 class _Collector:
-    """A watcher that keeps the attention weights of the only row of a batch, a layer each."""
+    """A watcher that keeps maps (H, Tq, Tk) and what is visible (Tq, Tk) of the only row of a batch.
+
+    ``calls`` has a list of these pairs per kind of attention: the path of its layer without indices.
+    """
 
     def __init__(self):
-        self.maps = []
+        self.calls = {}
 
     def saw_forward(self, name, path, arrays, settings, y, saved):
-        if name == "attention":
-            q, k, _ = arrays
-            settings = {key: settings[key] for key in ("mask", "bias", "scale") if key in settings}
-            self.maps.append(to_numpy(attention_weights(q, k, **settings))[0])
+        if name != "attention":
+            return
+        q, k, _ = arrays
+        settings = {key: settings[key] for key in ("mask", "bias", "scale") if key in settings}
+        weights = to_numpy(attention_weights(q, k, **settings))[0]
+        seen = visible(array_module(q), settings["mask"], *weights.shape[1:])
+        seen = np.ones(weights.shape[1:], bool) if seen is None else to_numpy(seen)[0]
+        kind = ".".join(part for part in path.split(".") if not part.isdigit())
+        self.calls.setdefault(kind, []).append((weights, seen))
 
 
 @prepare_drawing()
 def label_tokens(tokenizer, ids):
-    """Return a short string for each of ``ids`` in which whitespace can be seen: ``["def", "␣f", "⏎"]``.
+    """Return a short string for each of ``ids`` with visible whitespace: ``["def", "␣f", "⏎"]``.
 
-    What cannot be shown stands as an escape, such as ``"\\r"`` or, for a part of a character, ``"\\xe2"``;
+    What the font lacks is written as an escape, such as ``"\\r"`` or, for a part of a character, ``"\\xe2"``;
     long tokens end in "…".
     """
     return [_label_token(tokenizer, int(index)) for index in ids]
@@ -73,14 +88,14 @@ def label_tokens(tokenizer, ids):
 
 @prepare_drawing()
 def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
-    """Draw attention ``maps`` (layers, H, T, T) to the file ``path``: rows look at columns.
+    """Draw attention ``maps`` (L, H, T, T) of L layers to the file ``path``: rows are queries, columns keys.
 
-    ``labels`` are T strings, one for each token (see ``label_tokens``); where there are too many to be read,
-    their positions stand instead. ``layer`` and ``head``, counted from 0, choose what is drawn: one map, the
-    heads of one layer, one head in every layer, or by default everything, a layer in each row; but no more
-    than ``choose_maps`` says, so that it can be read.
-    ``visible`` are booleans (T, T), False where a token cannot look: that stays blank. By default a token
-    sees itself and those before it, as in a GPT; maps that are not 0 elsewhere raise ValueError.
+    ``labels`` are T strings, one per token (see ``label_tokens``); where there are too many to be read,
+    positions are drawn instead. ``layer`` and ``head``, counted from 0, choose what is drawn: one map, the
+    heads of one layer, one head in every layer, or by default everything, one row per layer; but no more
+    than ``choose_maps`` returns, so that it can be read.
+    ``visible`` are booleans (T, T) or (L, T, T), False where a key is masked: these cells stay blank. By
+    default the keys after a query are, as in a GPT. Maps that are not 0 in masked cells raise ValueError.
 
     The ending of ``path`` (.png, .pdf, .svg, …) says in which format. Raises InputError for another ending,
     a file that can't be written, and a layer or a head that is not there.
@@ -88,15 +103,21 @@ def plot_attention(maps, labels, path, *, layer=None, head=None, visible=None):
     check_picture(path)
     length = len(labels)
     visible = np.tri(length, dtype=bool) if visible is None else visible
-    if maps.shape[2:] != (length, length) or maps.any(axis=(0, 1))[~visible].any():
+    if maps.shape[2:] != (length, length) or (maps.any(axis=1) & ~visible).any():
         raise ValueError(
-            f"plot_attention: maps of shape {maps.shape} for {length} labels; expected (layers, H, "
+            f"plot_attention: maps of shape {maps.shape} for {length} labels; expected (L, H, "
             f"{length}, {length}) with 0 wherever visible is False"
         )
     layers, heads = choose_maps(maps.shape[:2], length, layer=layer, head=head)
     pairs = [(one_layer, one_head) for one_layer in layers for one_head in heads]
     columns = len(heads) if min(len(layers), len(heads)) > 1 else min(len(pairs), _count_abreast(length))
-    panels = {f"layer {pair[0]}, head {pair[1]}": np.ma.masked_where(~visible, maps[pair]) for pair in pairs}
+    visible = np.broadcast_to(visible, (len(maps), length, length))
+    panels = {
+        f"layer {one_layer}, head {one_head}": np.ma.masked_where(
+            ~visible[one_layer], maps[one_layer, one_head]
+        )
+        for one_layer, one_head in pairs
+    }
     save_picture(_draw_figure(panels, labels, columns), path)
 
 
@@ -129,7 +150,7 @@ def describe_left_out(counts, length, *, layer=None, head=None):
 
 
 def _count_abreast(length):
-    """Return how many maps of ``length`` tokens may stand side by side."""
+    """Return how many maps of ``length`` tokens fit in a row."""
     labelled = int(LARGEST_GRID / (SMALLEST_LABELLED_CELL * length))
     return min(labelled, MOST_ABREAST) if labelled > 1 else MOST_ABREAST
 
@@ -160,17 +181,17 @@ def _draw_figure(panels, labels, columns):
         row, column = divmod(index, columns)
         axes = add_axes(column * (side + GAP), TITLE_ROOM + row * (side + TITLE_ROOM), side, side)
         image = _draw(axes, panel, title)
-        _mark(axes.yaxis, labels, side, "looks from" if column == 0 else None)
-        _mark(axes.xaxis, labels, side, "looks at" if index + columns >= len(panels) else None)
+        _mark(axes.yaxis, labels, side, "query" if column == 0 else None)
+        _mark(axes.xaxis, labels, side, "key" if index + columns >= len(panels) else None)
     bar = add_axes(width, TITLE_ROOM, BAR_WIDTH, min(height - TITLE_ROOM, LARGEST_BAR))
     colour_bar = figure.colorbar(image, cax=bar, ticks=COLOUR_TICKS, format="{x:g}")
-    colour_bar.set_label("probability (blank: out of sight)")
+    colour_bar.set_label("probability (blank: masked)")
     colour_bar.outline.set_visible(False)
     return figure
 
 
 def _choose_side(length, maps):
-    """Return the inches of a map of ``length`` tokens, of which ``maps`` stand side by side."""
+    """Return the inches of a map of ``length`` tokens, of which ``maps`` are in a row."""
     wanted = max(USUAL_GRID / maps, SMALLEST_LABELLED_CELL * length)
     return max(SMALLEST_MAP, min(wanted, LARGEST_CELL * length, LARGEST_GRID / maps))
 
@@ -217,7 +238,7 @@ def _label_token(tokenizer, index):
 
 
 def _escape(character):
-    """Return ``character``, or its escape if it would not be seen."""
+    """Return ``character``, or its escape if it would be invisible."""
     from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415
 
     in_font = get_font(findfont(FONT)).get_char_index(ord(character))

@@ -1,4 +1,4 @@
-"""Pictures, drawn without a screen, and alike whatever the user's settings of matplotlib are."""
+"""Figures, drawn without a display; the user's settings of matplotlib do not affect them."""
 
 import contextlib
 import logging
@@ -16,22 +16,22 @@ from minitransformer.system.files import write_atomically
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 
-# apart in luminance too, for the colour-blind
+# of different luminance too, for the colour-blind
 TRAIN_COLOUR, VALIDATION_COLOUR, OTHER_COLOUR = "#9ab8d6", "#d1495b", "#5c6b73"
-SIGNED_COLOURS = "RdBu_r"  # white is 0; the ends can be told apart by the colour-blind too
-DOTS = 150  # an inch, in pictures of many small cells
+SIGNED_COLOURS = "RdBu_r"  # white is 0; the colour-blind can distinguish the ends
+DOTS = 150  # per inch, in figures of many small cells
 
 
 @contextlib.contextmanager
 def prepare_drawing():
-    """Within this block, or the function that it decorates, matplotlib is there and has its own settings.
+    """Within this block, or the function that it decorates, matplotlib is loaded with its default settings.
 
-    Nothing of the user's (a style, fonts, LaTeX) bends a picture, and nothing of theirs is changed. Raises
+    User settings (a style, fonts, LaTeX) do not affect the figure, and are restored afterwards. Raises
     InputError where matplotlib can't be loaded.
     """
     logger = logging.getLogger("matplotlib")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # where it keeps its fonts is of no interest here
+    logger.setLevel(logging.ERROR)  # it logs where it caches fonts
     try:
         with _default_settings():
             yield
@@ -45,7 +45,7 @@ def _default_settings():
         from matplotlib import figure, style  # noqa: F401, PLC0415  slow to import; most commands don't draw
 
         return style.context("default")
-    except Exception as error:  # it may be broken in any way
+    except Exception as error:  # of whatever type: an import can fail in many ways
         reason = " ".join(str(error).split())
         raise InputError(f"no picture can be drawn: matplotlib cannot be loaded ({reason})") from error
 
@@ -54,8 +54,8 @@ def _load_matplotlib():
     """Import matplotlib, whatever backend MPLBACKEND names.
 
     A notebook's is inherited by the commands that it runs, and importing matplotlib fails where that is not
-    installed. Nothing here needs a backend; what else this process may draw still finds the one named.
-    Without a home folder old versions need to be told where their settings and fonts are.
+    installed. Nothing here needs a backend; other figures of this process still use the one named.
+    Without a home folder old versions need MPLCONFIGDIR to store settings and fonts.
     """
     if not has_home():
         os.environ.setdefault("MPLCONFIGDIR", str(make_cache_folder("matplotlib")))
@@ -104,7 +104,7 @@ def plot_training(history, path):
 def compute_position_table(model):
     """Return what ``model`` adds to the embeddings for each position, (P, D), on the host, in its type.
 
-    Learned or sinusoidal, it is what the model's own layer makes of zeros.
+    Learned or sinusoidal, it is the output of the model's own layer for zeros.
     """
     xp, dtype = array_module(model.flat.values), model.flat.values.dtype
     count, width = model.config.context_length, model.config.width
@@ -115,7 +115,7 @@ def compute_position_table(model):
 
 @prepare_drawing()
 def plot_positions(table, path, title="positions"):
-    """Draw ``table`` (P, D), a row for each position, and beside it the rows' cosine similarities (P, P).
+    """Draw ``table`` (P, D), one row per position, and the cosine similarities of its rows (P, P).
 
     The ending of ``path`` (.png, .pdf, .svg, …) says in which format. Raises InputError for another ending
     and for a file that can't be written.
@@ -130,7 +130,7 @@ def plot_positions(table, path, title="positions"):
     _draw_signed(left, table, np.abs(table).max(), "value")
     _draw_signed(right, compute_cosine_similarities(table), 1, "cosine similarity")
     left.set(title=f"{title}, {count} × {width}", xlabel="component", ylabel="position")
-    right.set(title="how alike two positions are", xlabel="position", ylabel="position")
+    right.set(title="similarity of positions", xlabel="position", ylabel="position")
     save_picture(figure, path)
 
 

@@ -1,5 +1,7 @@
 """Attention maps, position tables and labels: what they hold is what the model does."""
 
+import types
+
 import numpy as np
 import pytest
 from common import emulated_cupy
@@ -8,8 +10,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from minitransformer.data import character_tokenizer, encode
 from minitransformer.errors import InputError
+from minitransformer.functional import full_mask
 from minitransformer.inspection.attention_maps import compute_attention_maps, label_tokens
 from minitransformer.inspection.plots import compute_cosine_similarities, compute_position_table
+from minitransformer.layers import CrossAttention, Embedding, SelfAttention
+from minitransformer.parameters import Layer
 
 
 def maps_by_hand(model, ids):
@@ -50,14 +55,15 @@ def norm(x, values, name):
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_the_maps_are_those_of_the_model(positions):
     model = gpt(positions=positions)
-    maps = compute_attention_maps(model, IDS)
+    maps, visible = compute_attention_maps(model, IDS)
     assert maps.shape == (LAYERS, HEADS, len(IDS), len(IDS))
     np.testing.assert_allclose(maps, maps_by_hand(model, IDS), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(visible, np.tile(np.tri(len(IDS), dtype=bool), (LAYERS, 1, 1)))
     assert maps[..., -1, :].max() > 2 / len(IDS), "this test wants a model that prefers some tokens"
 
 
 def test_rows_sum_to_one_and_the_future_is_zero():
-    maps = compute_attention_maps(gpt(), IDS)
+    maps, _ = compute_attention_maps(gpt(), IDS)
     np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=0, atol=1e-12)
     assert not np.triu(maps, 1).any()
 
@@ -66,30 +72,68 @@ def test_a_later_token_changes_no_earlier_row():
     model, place = gpt(), 5
     other = IDS.copy()
     other[place:] = 7
-    maps, changed = compute_attention_maps(model, IDS), compute_attention_maps(model, other)
+    (maps, _), (changed, _) = compute_attention_maps(model, IDS), compute_attention_maps(model, other)
     np.testing.assert_allclose(changed[..., :place, :], maps[..., :place, :], rtol=0, atol=1e-12)
     assert not np.allclose(changed[..., place, :], maps[..., place, :])
 
 
 def test_the_maps_are_of_evaluation_and_of_the_models_type():
     model, with_dropout = gpt("float32"), gpt("float32", dropout=0.5)
-    maps = compute_attention_maps(with_dropout, IDS.tolist())
+    maps, _ = compute_attention_maps(with_dropout, IDS.tolist())
     assert maps.dtype == np.float32
-    np.testing.assert_array_equal(maps, compute_attention_maps(model, IDS))
+    np.testing.assert_array_equal(maps, compute_attention_maps(model, IDS)[0])
 
 
 def test_a_model_on_a_device_gives_the_same_on_the_host(monkeypatch):
     emulated_cupy.install(monkeypatch)
-    np.testing.assert_array_equal(
-        compute_attention_maps(gpt(device="cuda"), IDS), compute_attention_maps(gpt(), IDS)
-    )
+    for there, here in zip(
+        compute_attention_maps(gpt(device="cuda"), IDS), compute_attention_maps(gpt(), IDS), strict=True
+    ):
+        np.testing.assert_array_equal(there, here)
     np.testing.assert_array_equal(compute_position_table(gpt(device="cuda")), compute_position_table(gpt()))
 
 
-def test_weights_of_no_use_are_told():
+class Seq2Seq(Layer):
+    """Two blocks without a mask, each with cross-attention from the tokens to two rows of its own."""
+
+    def __init__(self):
+        self.config = types.SimpleNamespace(context_length=CONTEXT)
+        self.embedding, self.memory = Embedding(10, 6), Embedding(2, 6)
+        self.blocks = [Pair(SelfAttention(6, 2), CrossAttention(6, 3)) for _ in range(LAYERS)]
+
+    def hidden(self, batch):
+        x, _ = self.embedding(batch["ids"])
+        memory, _ = self.memory(np.arange(2)[None])
+        for block in self.blocks:
+            h, _ = block.attention(x, full_mask(x.shape[1]))
+            x, _ = block.cross_attention(h, memory, full_mask(2))
+        return x, None
+
+
+class Pair(Layer):
+    def __init__(self, attention, cross_attention):
+        self.attention, self.cross_attention = attention, cross_attention
+
+
+@pytest.mark.parametrize("length", [2, 5], ids=["as long as the memory", "longer"])
+def test_attention_to_all_tokens_beside_cross_attention(length):
+    maps, visible = compute_attention_maps(Seq2Seq().build(seed=0), IDS[:length])
+    assert maps.shape == (LAYERS, 2, length, length)
+    assert visible.shape == (LAYERS, length, length) and visible.all()
+    assert (maps > 0).all()
+
+
+def test_a_model_without_attention_is_refused():
+    model = Seq2Seq()
+    model.blocks = []
+    with pytest.raises(InputError, match="no attention with 3 queries"):
+        compute_attention_maps(model.build(), IDS[:3])
+
+
+def test_weights_that_are_not_finite_are_refused():
     model = gpt("float32")
     model.flat.values[...] = 1e38
-    with pytest.raises(InputError, match="not all finite"), np.errstate(all="ignore"):
+    with pytest.raises(InputError, match="contains NaN or infinity"), np.errstate(all="ignore"):
         compute_attention_maps(model, IDS)
 
 

@@ -8,8 +8,10 @@ from common.pictures import CHARACTERS, gpt, pixels_of
 
 from minitransformer.command.app import main
 from minitransformer.data import character_tokenizer, encode
+from minitransformer.functional import full_mask
 from minitransformer.inspection import attention_maps as module
 from minitransformer.inspection.attention_maps import compute_attention_maps, plot_attention
+from minitransformer.layers import SelfAttention
 from minitransformer.pretrained.model_folder import load_model, save_model
 
 # an old matplotlib with a new pyparsing
@@ -53,16 +55,31 @@ def test_the_commands(folder, minitransformer):
     assert grid[0] > 1.7 * one[0]
     assert grid[1] > 2.3 * one[1]
     ids = encode(character_tokenizer(CHARACTERS), "bad cab\n")
-    plot_attention(
-        *(compute_attention_maps(load_model(folder / "model"), ids), [*"bad␣cab⏎"], folder / "ours.png"),
-        layer=1,
-        head=2,
-    )
+    maps, _ = compute_attention_maps(load_model(folder / "model"), ids)
+    plot_attention(maps, [*"bad␣cab⏎"], folder / "ours.png", layer=1, head=2)
     np.testing.assert_array_equal(pixels_of(folder / "one.PNG"), pixels_of(folder / "ours.png"))
 
     expected = "positions.png shows the learned encoding of 16 positions\n"
     assert minitransformer("positions", "model") == (0, expected, "")
     assert pixels_of(folder / "positions.png").shape[1] > 1000
+
+
+def test_a_model_that_sees_all_tokens(folder, minitransformer, monkeypatch):
+    masked = SelfAttention.__call__
+
+    def unmasked(self, x, mask, *others, **settings):
+        return masked(self, x, full_mask(x.shape[1]), *others, **settings)
+
+    monkeypatch.setattr(SelfAttention, "__call__", unmasked)
+    chosen = "--layer", 0, "--head", 0, "--output", "all.png"
+    status, _, errors = minitransformer("attention", "model", "--text", "bad", *chosen)
+    assert (status, errors) == (0, "")
+    maps, visible = compute_attention_maps(
+        load_model(folder / "model"), encode(character_tokenizer(CHARACTERS), "bad")
+    )
+    assert visible.all()
+    plot_attention(maps, [*"bad"], folder / "ours.png", layer=0, head=0, visible=visible)
+    np.testing.assert_array_equal(pixels_of(folder / "all.png"), pixels_of(folder / "ours.png"))
 
 
 def test_the_command_says_what_it_leaves_out(minitransformer, monkeypatch):

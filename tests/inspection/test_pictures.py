@@ -115,6 +115,8 @@ def test_what_is_visible_can_be_said(tmp_path):
     pixels = picture(tmp_path, maps, visible=np.ones((2, 2), bool))
     side = round(module.SMALLEST_MAP * plots.DOTS)
     assert near(pixels, colour(0.5)).sum() == pytest.approx(side**2, rel=0.03)
+    with pytest.raises(ValueError, match="with 0 wherever visible is False"):
+        picture(tmp_path, np.tile(maps, (2, 1, 1, 1)), visible=np.stack([np.ones((2, 2)), np.eye(2)]) > 0)
     with pytest.raises(ValueError, match="for 3 labels"):
         picture(tmp_path, maps, list("abc"))
 
@@ -200,7 +202,7 @@ def test_positions_stand_where_labels_would_be_too_small(figures):
     plot_attention(np.eye(length)[None, None], ["x"] * length, "attention.png")
     axes = figures[0].axes[0]
     figures[0].draw_without_rendering()
-    assert axes.get_xlabel() == "looks at (position)"
+    assert axes.get_xlabel() == "key (position)"
     assert all(float(text.get_text().replace("−", "-")) % 1 == 0 for text in axes.get_xticklabels())
 
 
