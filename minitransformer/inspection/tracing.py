@@ -1,4 +1,4 @@
-"""``trace()``: every operation of a forward and its backward, as it happens."""
+"""``trace()``: every operation of a forward and its backward, as it runs."""
 
 import contextlib
 import sys
@@ -11,12 +11,11 @@ from minitransformer.dispatch import watching
 def trace(file=None):
     """Within this block print a line for every operation, and at its end what was saved in all.
 
-    A forward's line shows the shapes that went in and came out and the bytes saved for backward; a
-    backward's the Euclidean norms of the gradient that went in and of those that came out, in the order of
-    the forward's arrays. Both end with the path of the layer that called, if one did. Where a layer owns the
-    gradient, the norm is of what has been added up so far.
-    What an operation merely refers to, such as its weight, counts among what it saved. ``file`` is standard
-    output unless given.
+    A line begins with the operation and, in brackets, the path of the layer that called it, if one did. A
+    forward's line then shows the shapes of its inputs and of its output, and the bytes saved for backward; a
+    backward's the Euclidean norms of the gradient of the output and of those of the inputs, in the order of
+    the forward's arrays. Where a layer owns the gradient, the norm is of the sum so far. Arrays that an
+    operation only refers to, such as its weight, count as saved. ``file`` is standard output unless given.
 
         with minitransformer.trace():
             totals, backward = model.loss(batch)
@@ -39,25 +38,29 @@ class _Printer:
         self.saved_arrays |= here
         shapes = " ".join(_shape(array) for array in arrays)
         size = _bytes(sum(array.nbytes for array in here.values()))
-        self.print(f"→ {name:<22}{shapes} → {_shape(y)}  saved {size}", path)
+        self.print(f"→ {_format_caller(name, path)}{shapes} → {_shape(y)}  saved {size}")
 
     def saw_backward(self, name, path, dy, saved, gradients):
         norms = " ".join(_norm(gradient) for gradient in gradients)
-        self.print(f"← {name:<22}|dy| {_norm(dy)} → {norms}", path)
+        self.print(f"← {_format_caller(name, path)}|dy| {_norm(dy)} → {norms}")
 
     def finish(self):
         total = sum(array.nbytes for array in self.saved_arrays.values())
         self.print(f"saved for backward, each array counted once: {_bytes(total)}")
 
-    def print(self, line, path=""):
-        """Print ``line`` and ``path``, with question marks for what the file's encoding does not have."""
-        line = f"{line}  {path}" if path else line
+    def print(self, line):
+        """Print ``line``, with question marks for what the file's encoding does not have."""
         encoding = getattr(self.file, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), file=self.file)
 
 
+def _format_caller(name, path):
+    """Return the operation and the layer that called it, as a line shows them."""
+    return f"{name:<22}[{path}]  " if path else f"{name:<22}"
+
+
 def _collect(saved, found):
-    """Add the arrays in a nested ``saved`` to ``found``, by where their memory starts."""
+    """Add the arrays in a nested ``saved`` to ``found``, by the addresses of their memory."""
     if isinstance(saved, tuple):
         for part in saved:
             _collect(part, found)

@@ -51,6 +51,24 @@ def test_shapes_bytes_and_norms():
     assert total.endswith(": 144 B")
 
 
+def test_the_layer_that_called_stands_after_the_operation():
+    model = GPT(GPTConfig(vocabulary_size=6, context_length=4, layers=1, heads=2, width=8)).build()
+
+    def step():
+        _, backward = model.loss(BATCH)
+        backward({"tokens": 0.5})
+
+    lines = traced(step)
+    assert "→ embedding             [embedding]  6×8 → 2×3×8  saved 48 B" in lines
+    called = [line.split("  ")[-2] for line in lines if line.startswith("← linear ")]
+    assert called == [
+        "[blocks.0.feed_forward.output]",
+        "[blocks.0.attention.output]",
+        "[blocks.0.attention.query_key_value]",
+    ]
+    assert next(line for line in lines if line.startswith("← linear_cross")).split()[2] == "|dy|"
+
+
 def test_an_optional_array_and_nothing_saved():
     layer = Linear(3, 4, bias=False).build()
 
