@@ -40,7 +40,7 @@ def architecture():
         raise ValueError(f"{', '.join(sorted(missing))}: in LAYERS or in the package, but not in both")
     edges = direct_imports(known)
     for number, (layer, folders) in enumerate(LAYERS):
-        rows = [described(folder, known) for folder in folders]
+        rows = [describe_folder(folder, known) for folder in folders]
         counts = [sum(part == folder for part, _ in edges) for folder in folders]
         heights = [
             max(16 * (len(role) + len(files)) + 10, 8 * count + 18)
@@ -65,7 +65,7 @@ def architecture():
     return picture(980, y + 14, "The layers of minitransformer, their folders, and what imports what", parts)
 
 
-def described(folder, known):
+def describe_folder(folder, known):
     """Return the lines that say what ``folder`` is for, by its docstring, and those that name its files."""
     tree = ast.parse(known[folder].read_text(encoding="utf-8"))
     role = ast.get_docstring(tree).split("\n\n")[0].replace("\n", " ").replace("``", "")
@@ -162,7 +162,7 @@ def block_statements():
 def _is_dropout(node):
     """Return whether a statement draws the keys of dropout, or applies it."""
     function = node.value.func if isinstance(node.value, ast.Call) else None
-    return getattr(function, "attr", getattr(function, "id", "")) in ("dropout", "split", "split_key")
+    return getattr(function, "attr", getattr(function, "id", "")) in ("dropout", "split_key")
 
 
 class _WithoutDropout(ast.NodeTransformer):
