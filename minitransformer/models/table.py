@@ -43,7 +43,7 @@ class Architecture:
         """Raise InputError unless ``command`` applies to a model of this architecture."""
         if command not in self.commands:
             known = ", ".join(sorted(self.commands))
-            raise InputError(f"{command} does not apply to a {self.title}; what does: {known}")
+            raise InputError(f"{command} does not apply to a {self.title}; commands that apply: {known}")
 
 
 ARCHITECTURES = {
