@@ -1,4 +1,4 @@
-"""What a model can be called with, and the batch that it means: PyTorch's and Hugging Face's habits too."""
+"""What a model can be called with, also as in PyTorch and in Hugging Face, and the batch that it means."""
 
 from collections.abc import Mapping
 

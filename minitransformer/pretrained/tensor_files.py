@@ -16,7 +16,7 @@ from minitransformer.system.files import write_atomically
 # safetensors' names of types, and NumPy's (bfloat16 for those that have installed it)
 TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 STORED = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
-LENGTH = 8  # bytes at the beginning of a file: how long its header is
+LENGTH = 8  # bytes at the beginning of a file: the length of its header
 
 
 def write_tensors(path, tensors):
@@ -36,8 +36,8 @@ def read_tensors(path, check):
     """Return ``{name: array}`` of the safetensors file ``path``; raise InputError if it is damaged.
 
     ``check`` is called with ``{name: (shape, type)}`` of the header, the type by NumPy's name, and returns
-    the names of the tensors to read; what it does not like it refuses with an InputError, before anything of
-    the size that the file claims takes memory. A content that was recorded is compared with the record.
+    the names of the tensors to read. It raises InputError for a header that does not fit, before memory of
+    the size that the file claims is allocated. If the file has a SHA-256 of its content, that is compared.
     bfloat16, which NumPy does not have, is returned as float32, exactly.
     """
     path = Path(path)
@@ -71,7 +71,7 @@ def check_tensor(path, name, header, shape):
 
 @contextlib.contextmanager
 def _reading(path):
-    """Let what goes wrong in the block be an InputError about ``path``."""
+    """Turn errors in the block into an InputError about ``path``."""
     if not path.is_file():
         raise InputError(f"{path} is missing")
     try:
@@ -91,7 +91,7 @@ def _parse_header(file):
 
 
 def _read_stored(path, names):
-    """Return the tensors ``names`` of ``path``, whose header is sound, as they lie there."""
+    """Return the tensors ``names`` of ``path``, whose header is valid, in their stored types."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
         header = json.loads(file.read(length))

@@ -1,7 +1,7 @@
 """The weights of a model folder: the files that hold them, and each tensor under one name.
 
-Others write the same weights in several files, with the prefixes of what was wrapped around the model, with
-masks beside them, or with a tied tensor under its other name. Here they all get the names of the layout.
+Other libraries write the same weights in several files, with the prefixes of wrappers, with masks, or with a
+tied tensor under its other name. Here they all get the names of the layout.
 """
 
 import re
@@ -16,7 +16,7 @@ INDEX = f"{WEIGHTS}.index.json"
 WRAPPERS = ("_orig_mod.", "module.")  # the prefixes of torch.compile and of DDP
 
 CONVERT = "from transformers import AutoModelForCausalLM as M; M.from_pretrained({}{}).save_pretrained({})"
-OTHERS = {  # file: what it is, and how transformers is told
+OTHERS = {  # file: its description, and the argument with which transformers reads it
     "pytorch_model*.bin*": ("in PyTorch's format, which can run any program and is not opened here", ""),
     "tf_model.h5": ("for TensorFlow; transformers before version 5 reads it", ", from_tf=True"),
     "flax_model.msgpack": ("for Flax; transformers before version 5 reads it", ", from_flax=True"),
@@ -25,7 +25,7 @@ OTHERS = {  # file: what it is, and how transformers is told
 
 
 def find_weight_files(folder):
-    """Return the file of ``folder`` that stands for its weights, and the safetensors files they are in.
+    """Return the file of ``folder`` that names its weights, and the safetensors files that hold them.
 
     Raises InputError if there are none, or not all of them.
     """
@@ -52,8 +52,8 @@ def read_weights(path, files, layout, check):
     """Return ``{name: array}`` of what ``find_weight_files`` has found; raise InputError if it is damaged.
 
     ``layout`` is the module of the architecture, which knows the prefix of its names, which tensors are tied
-    and which are no weights. ``check`` is called with ``{name: (shape, type)}`` before any array takes
-    memory, and raises an InputError for what does not fit.
+    and which are no weights. ``check`` is called with ``{name: (shape, type)}`` before arrays are allocated,
+    and raises InputError for a tensor that does not fit.
     """
     prefixes = make_prefix_pattern(layout)
     headers = {file: read_header(file) for file in files}
@@ -80,7 +80,7 @@ def read_weights(path, files, layout, check):
 
 
 def make_prefix_pattern(layout):
-    """Return a pattern for what may stand before the names of ``layout``, in any order and number."""
+    """Return a pattern for the prefixes of the names of ``layout``, in any order and number."""
     return re.compile(f"({'|'.join(map(re.escape, (*WRAPPERS, layout.PREFIX)))})*")
 
 

@@ -1,8 +1,8 @@
-"""How long the parts of a run take on this machine, also when it is busy with something else.
+"""How long the parts of a run take on this machine, also when other processes are running.
 
-Other work makes a measurement longer, and NumPy's threads, which wait for each other, many times longer. So
-measurements are made at two moments; and where no processor is free, again by a process with one thread, by
-the processor time that it uses, which hardly depends on what else is running.
+These lengthen a measurement, and many times if NumPy's threads wait for each other. So measurements are made
+twice; and where no processor is free, again in a process with one thread, by the processor time that it uses,
+which hardly depends on other processes.
 """
 
 import json
@@ -44,11 +44,11 @@ def calibrate(model, arguments, counts, seconds, clock=perf_counter):
     """Return a ``Measurement`` of each part of a run of ``model``, by its name among those of ``SHARES``.
 
     ``counts`` say how many rows are trained on and evaluated at once, and how many tokens written. It takes
-    about ``seconds``; what is too large for that is measured with a smaller count, and reckoned from there.
+    about ``seconds``; what is too large for that is measured with a smaller count and extrapolated.
     """
     work = _make_parts(model, arguments)
     for part in work.values():
-        part(1)  # what is compiled, compiles now
+        part(1)  # compiles kernels
     return {name: _measure(part, counts[name], seconds * SHARES[name], clock) for name, part in work.items()}
 
 
@@ -135,7 +135,7 @@ def _make_parts(model, arguments):
 
 
 def _measure(work, count, budget, clock):
-    """Return the time and memory of ``work(count)``, reckoned from smaller counts if it takes too long."""
+    """Return the time and memory of ``work(count)``, extrapolated from smaller counts if that is slow."""
     one = _measure_at(work, 1, budget / 4, clock)
     some = min(count, max(2, int(budget / 3 / max(one.most, 1e-6))))
     if some <= 1:

@@ -1,4 +1,4 @@
-"""What a recipe will cost on this machine: counted where it can be counted, else measured for two seconds."""
+"""The predicted cost of a recipe on this machine: counted where possible, else measured for two seconds."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from minitransformer.system.memory import measure_peak_memory, reuse_freed_memor
 
 CALIBRATION_SECONDS = 1.0  # of which there are two
 BUSY = 0.8  # where a thread gets less of a processor than this, other work takes the rest
-ENDING = 80_000_000  # bytes that pictures and the comparison with xz take at the end of a run
+ENDING = 80_000_000  # bytes that figures and the comparison with xz take at the end of a run
 BYTES_PER_TOKEN = 3  # of byte pairs and word pieces, about
 USUAL_TEXT = 65, 1_003_854, 111_540  # tinyshakespeare: characters in all, to train on, to validate with
 
@@ -44,8 +44,8 @@ class Cost(NamedTuple):
 def estimate_cost(recipe, data=()):
     """Return the ``Cost`` of training ``recipe`` on this machine, on the texts ``data`` if any are given.
 
-    A recipe that wants a text and has none is reckoned with one of tinyshakespeare's size. Two seconds of the
-    very steps that the run is made of are timed; see ``calibration``.
+    For a recipe that needs a text and has none, the size of tinyshakespeare is assumed. The steps of the run
+    are timed for two seconds; see ``calibration``.
     """
     reuse_freed_memory()
     before = measure_peak_memory() or 0
@@ -88,14 +88,14 @@ def _measure(model, args, counts):
     first, second = moments
     measured = {name: _combine(first[name], second[name]) for name in counts}
     if min(free) < BUSY and (alone := calibrate_alone(model, args, counts, CALIBRATION_SECONDS)):
-        # what one thread does in this time, all of them do in no less than their part of it
+        # n threads take at least 1/n of the time of one
         for name, (least, most, _) in alone.items():
             measured[name] = Measurement(least / count_threads(), most, measured[name].memory)
     return measured, min(free)
 
 
 def _combine(first, second):
-    """Return what two measurements of the same say together."""
+    """Return the range that two measurements of the same part span."""
     least, most, memory = zip(first, second, strict=True)
     return Measurement(min(least), max(most), max(memory))
 

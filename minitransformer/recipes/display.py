@@ -10,7 +10,7 @@ class Display(Callback):
         """The run is about to start."""
 
     def track(self, what):
-        """Return what is called with how much of ``what`` is done and of how much."""
+        """Return a function of the work done and its total, to report the progress of ``what``."""
         return lambda done, total: None
 
     def sample(self, text):

@@ -47,8 +47,8 @@ def load_material(recipe, data=(), display=None, tokenizer=None):
     if tokenizer is None:
         whole = Text([*corpus.train.spans, *corpus.validation.spans])
         seen = whole if recipe.text.tokenizer == "characters" else corpus.train
-        told = display.track("learning the tokenizer")
-        tokenizer = train_tokenizer(recipe.text.tokenizer, recipe.text.vocabulary_size, seen, told)
+        progress = display.track("learning the tokenizer")
+        tokenizer = train_tokenizer(recipe.text.tokenizer, recipe.text.vocabulary_size, seen, progress)
     length = recipe.model.context_length
     tokens = [
         token_file(part, tokenizer, display.track("making tokens"))

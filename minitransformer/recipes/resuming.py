@@ -1,4 +1,4 @@
-"""Which run a folder holds, so that it can go on."""
+"""Which run a folder holds, to resume it."""
 
 import difflib
 from pathlib import Path
@@ -18,7 +18,7 @@ def load_resumed_recipe(name, output_dir, assignments, data):
     """
     path = Path(output_dir) / RUN
     if not path.exists():
-        raise InputError(f"there is no run in {output_dir} to go on with{_suggest_runs(output_dir)}")
+        raise InputError(f"there is no run in {output_dir} to resume{_suggest_runs(output_dir)}")
     recorded = read_json(path)
     table = {"architecture": "gpt", **(recorded.get("recipe") or {})}  # once the only one, and not recorded
     earlier = make_recipe(table)
@@ -52,7 +52,7 @@ def _suggest_runs(output_dir):
     """Return a hint to the runs that could have been meant."""
     folder = Path(output_dir)
     if find_checkpoints(folder):
-        return f": its checkpoints are not of the command line ({RUN} is missing); go on with it from Python"
+        return f": its checkpoints are not of the command line ({RUN} is missing); resume it from Python"
     if (folder.parent / RUN).exists():
         return f"; did you mean {folder.parent}?"
     found = {path.parent.name: str(path.parent) for path in folder.parent.glob(f"*/{RUN}")}

@@ -1,4 +1,4 @@
-"""A whole training run: from a recipe and a corpus to a folder with a model, its record and its picture."""
+"""A whole training run: from a recipe and a corpus to a folder with a model, its record and a figure."""
 
 import warnings
 from dataclasses import replace
@@ -25,9 +25,9 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
 
     ``data`` are the files, folders and patterns of a recipe whose corpus is ``"text"``; given to another
     recipe of text they replace its corpus. A recipe with ``pretrained`` starts from that model. The folder
-    then holds the model in Hugging Face's layout, ``metrics.jsonl`` (an object a line), ``corpus.json`` (what
-    was learned from), ``run.json`` (the settings), ``training.png`` and checkpoints, from the last of which
-    ``resume`` continues.
+    then holds the model in Hugging Face's layout, ``metrics.jsonl`` (one object per line), ``corpus.json``
+    (the source of its text), ``run.json`` (the settings), ``training.png`` and checkpoints, from the last of
+    which ``resume`` continues.
 
     Raises InputError for data or a folder that can't be used, and, with the picture drawn so far, Stopped
     after Ctrl-C or SIGTERM and DivergedError when the loss is no longer finite.
@@ -38,7 +38,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
     material = load_material(recipe, data, display, kept)
     if resume:
         _check_same_source(output_dir, material.source)
-    args = replace(recipe.training, output_dir=str(output_dir), disable_tqdm=True)  # the display is all
+    args = replace(recipe.training, output_dir=str(output_dir), disable_tqdm=True)  # the display replaces it
     config = recipe.config(id_count(material.tokenizer))
     if recipe.pretrained is None or (resume and find_checkpoints(output_dir)):
         model = recipe.architecture.model(config).build(seed=args.seed, device=device)
@@ -68,7 +68,7 @@ def train_recipe(recipe, output_dir, data=(), device="cpu", display=None, resume
 
 
 def _make_samples(material, display):
-    """Return the callback that lets the model write after every evaluation."""
+    """Return the callback that generates a sample after every evaluation."""
     prompt = material.tokenizer.encode(material.prompt).ids or [start_id(material.tokenizer)]
     return Samples(
         material.tokenizer,
@@ -80,15 +80,15 @@ def _make_samples(material, display):
 
 
 def _draw(history, path):
-    """Draw the picture of a run; where that fails say so, for what was trained is worth more."""
+    """Draw the figure of a run; if that fails only warn, so that the trained model is not lost."""
     try:
         plot_training(history, path)
-    except Exception as error:  # whatever is wrong with the library, the fonts or the disk
+    except Exception as error:  # of the library, the fonts or the disk
         warnings.warn(f"{PICTURE} was not drawn: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _load_kept_tokenizer(output_dir):
-    """Return the tokenizer of the run that is resumed, or None if it has not come so far."""
+    """Return the tokenizer of the run that is resumed, or None if it has no checkpoint yet."""
     if find_checkpoints(output_dir) and (output_dir / TOKENIZER).exists():
         return load_tokenizer(output_dir)
     return None
@@ -100,6 +100,6 @@ def _check_same_source(output_dir, source):
         return
     if read_json(path).get("sha256") != source.get("sha256"):
         raise InputError(
-            f"the text has changed since {output_dir} was started, so the run cannot go on; "
+            f"the text has changed since {output_dir} was started, so the run cannot be resumed; "
             "start a new one in another folder"
         )

@@ -1,4 +1,4 @@
-"""The files of a run's folder beside weights and checkpoints."""
+"""The files of a run's folder other than weights and checkpoints."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +10,15 @@ from minitransformer.training import Callback
 
 
 class RunFiles(Callback):
-    """Writes what lies beside the weights wherever they are saved, and the record of the run at its start."""
+    """Writes the other files wherever weights are saved, and the record of the run at its start."""
 
     def __init__(self, recipe, material, data):
         self.recipe, self.material = recipe, material
         self.data = [str(Path(path).resolve()) for path in data]
 
     def on_train_begin(self, trainer):
-        """Record what the run is, before its first step."""
-        training = replace(self.recipe.training, overwrite_output_dir=False)  # once is enough
+        """Write the record of the run, before its first step."""
+        training = replace(self.recipe.training, overwrite_output_dir=False)  # not again on resume
         table = replace(self.recipe, training=training).table()
         write_json(trainer.output_dir / RUN, {"recipe": table, "data": self.data})
         self.on_save(trainer, trainer.output_dir)
@@ -34,8 +34,8 @@ class RunFiles(Callback):
     def _write_generation_settings(self, folder, tokenizer, context_length):
         settings = {
             "bos_token_id": _find_start_for_transformers(tokenizer),
-            "eos_token_id": None,  # nothing ends a text here
-            "max_length": context_length + 1,  # transformers does not go on; the last token is not read
+            "eos_token_id": None,  # no token ends a text
+            "max_length": context_length + 1,  # where transformers stops; the last token is not an input
         }
         if self.material.answer_length:
             settings |= {"max_new_tokens": self.material.answer_length, "do_sample": False}

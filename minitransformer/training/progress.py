@@ -32,7 +32,7 @@ class ProgressBar(Callback):
             TextColumn("left"),
         )
         self.task, self.shown_loss, self.speed = None, None, ""
-        self.began, self.told = (0.0, 0), (0.0, 0)  # the time and the step of the start and of the last line
+        self.began, self.last_line = (0.0, 0), (0.0, 0)  # the time and the step of each
         self.best_speed, self.warned = 0.0, False
 
     def on_train_begin(self, trainer):
@@ -44,7 +44,7 @@ class ProgressBar(Callback):
         self.task = self.progress.add_task(
             "training", completed=trainer.step, total=trainer.max_steps, state=""
         )
-        self.began = self.told = time.monotonic(), trainer.step
+        self.began = self.last_line = time.monotonic(), trainer.step
         if self.console.is_terminal:
             self.progress.start()
 
@@ -68,7 +68,7 @@ class ProgressBar(Callback):
         speed = self.speed if line["tokens_per_second"] else ""
         self.say(f"\nstep {line['step']}: {train}validation loss {line['val_loss']:.4f}{speed}", "bold")
         self.warn_if_slowed(line["tokens_per_second"] or 0)
-        self.told = time.monotonic(), trainer.step
+        self.last_line = time.monotonic(), trainer.step
 
     def on_train_exit(self, trainer):
         """Remove the bar."""
@@ -92,10 +92,10 @@ class ProgressBar(Callback):
     def _print_if_due(self, trainer, state):
         """Print a line with ``state`` if enough time or steps have passed since the last one."""
         now = time.monotonic()
-        (then, step), (began, first) = self.told, self.began
+        (then, step), (began, first) = self.last_line, self.began
         silence, share = now - then, (trainer.step - step) / trainer.max_steps
         if silence < SHORTEST_SILENCE or (silence < LONGEST_SILENCE and share < 0.01):
             return
         left = (now - began) / (trainer.step - first) * (trainer.max_steps - trainer.step)
         self.say(f"step {trainer.step} of {trainer.max_steps}: {state}, {format_duration(left)} left")
-        self.told = now, trainer.step
+        self.last_line = now, trainer.step

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the first lets the step end, the second acts at once."""
+"""Ctrl-C and SIGTERM during training: after the first the step is completed, the second acts immediately."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def catch_signals(on_signal):
         restore()
         on_signal(number)
         with contextlib.suppress(OSError):  # standard error may be closed
-            os.write(2, b"\nstopping after this step; once more stops at once\n")
+            os.write(2, b"\nstopping after this step; a second signal stops immediately\n")
 
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     caught = [number for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)]

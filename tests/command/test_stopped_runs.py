@@ -53,7 +53,7 @@ def test_a_signal_finishes_the_step_and_saves(folder, sent, code):
         training.send_signal(sent)
         output, errors = training.communicate(timeout=60)
     assert training.returncode == code
-    assert errors == "\nstopping after this step; once more stops at once\n"
+    assert errors == "\nstopping after this step; a second signal stops immediately\n"
     assert f"{name} holds the last checkpoint" in output
     assert f"train --resume --output-dir {name}" in output
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
@@ -105,11 +105,11 @@ def test_resume_with_nothing_saved_starts_from_the_beginning(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output-dir", "modle"], "there is no run in modle to go on with; did you mean model"),
+        (["--output-dir", "modle"], "there is no run in modle to resume; did you mean model"),
         (["--output-dir", "model/checkpoint-20"], "did you mean model?"),
-        (["--output-dir", "zzz"], "there is no run in zzz to go on with; there are "),
-        (["--output-dir", "nowhere/run"], "to go on with; leave out --resume to start one"),
-        (["addition"], "there is no run in runs/addition to go on with"),
+        (["--output-dir", "zzz"], "there is no run in zzz to resume; there are "),
+        (["--output-dir", "nowhere/run"], "to resume; leave out --resume to start one"),
+        (["addition"], "there is no run in runs/addition to resume"),
     ],
 )
 def test_resuming_what_is_not_there_starts_nothing(folder, arguments, message):

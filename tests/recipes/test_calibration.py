@@ -57,7 +57,7 @@ def test_what_is_quick_is_measured_whole(clock):
     }
 
 
-def test_what_is_slow_is_reckoned_from_smaller_counts(clock):
+def test_slow_work_is_extrapolated_from_smaller_counts(clock):
     clock.factor = 100.0
     measured = calibrate(None, None, COUNTS, 1, clock)
     for name, count in COUNTS.items():
