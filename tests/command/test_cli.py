@@ -8,6 +8,7 @@ import pytest
 from common.command_line import SETTINGS, TASK, TEXT, answer, minitransformer
 
 from minitransformer import __version__
+from minitransformer.kernels import KERNELS
 
 # an old matplotlib with a new pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
@@ -92,6 +93,9 @@ def test_recipes_and_info(tmp_path):
     shown = answer("info", cwd=tmp_path)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in ("minitransformer", "numpy", "BLAS", "threads", "GPU"))
+    for name, registered in KERNELS.items():
+        for kernel in registered:
+            assert f"{name}: {', '.join(kernel.types)} by {kernel.module}" in shown.stdout
 
 
 def test_the_output_folder_has_a_name_of_its_own_each_time(folder):
