@@ -29,6 +29,10 @@ def add_positions(x, table, *, positions):
             f"add_positions: x has shape {x.shape} and positions {positions.shape}; "
             "expected (B, T, D) and (T,) or (B, T)"
         )
+    if table.shape[1:] != x.shape[2:]:
+        raise ValueError(
+            f"add_positions: x has shape {x.shape} and table {table.shape}; expected (B, T, D) and (P, D)"
+        )
     check_ids("add_positions", positions, table.shape[0], "position")
     return x + table[positions], AddPositionsSaved(positions, table.shape[0])
 

@@ -14,6 +14,15 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FULL_TYPES = [np.dtype("float32"), np.dtype("float64")]
 HALF_TYPES = [np.dtype("float16"), BFLOAT16]
 
+# one small case for each setting that is a number
+FLOAT_SETTINGS = {
+    f"{case.operation}-{setting}": (case, setting)
+    for case in SMALL_CASES
+    for setting, value in case.settings.items()
+    if isinstance(value, float) and value
+}
+FIRST_CASES = {case.operation: case for case in reversed(CASES)}
+in_every_operation = pytest.mark.parametrize("case", FIRST_CASES.values(), ids=FIRST_CASES)
 in_every_case = pytest.mark.parametrize("case", SMALL_CASES, ids=names(SMALL_CASES))
 
 
@@ -69,19 +78,8 @@ def test_half_types_are_computed_in_float32(case, dtype):
             np.testing.assert_array_equal(gradient, other.astype(dtype))
 
 
-@pytest.mark.parametrize(
-    ("operation", "setting"),
-    [
-        ("layer_norm", "eps"),
-        ("dropout", "rate"),
-        ("cross_entropy", "label_smoothing"),
-        ("linear_cross_entropy", "label_smoothing"),
-        ("attention", "scale"),
-        ("attention", "dropout"),
-    ],
-)
-def test_a_setting_in_float64_changes_no_type(operation, setting):
-    case = next(case for case in SMALL_CASES if case.operation == operation and case.settings.get(setting))
+@pytest.mark.parametrize(("case", "setting"), FLOAT_SETTINGS.values(), ids=FLOAT_SETTINGS)
+def test_a_setting_in_float64_changes_no_type(case, setting):
     arrays = cast(case.arrays(), np.float32)
     y, gradients = forward_and_backward(case, arrays, **{setting: np.float64(case.settings[setting])})
     assert {array.dtype.name for array in (y, *gradients) if array is not None} == {"float32"}
@@ -95,10 +93,9 @@ def test_an_additive_bias_in_float64_changes_no_type():
     np.testing.assert_array_equal(y, v)
 
 
-@pytest.mark.parametrize("operation", sorted({case.operation for case in CASES}))
-def test_types_that_do_not_fit_are_errors(operation):
-    case = next(case for case in CASES if case.operation == operation)
-    arrays = case.arrays()
+@in_every_operation
+def test_types_that_do_not_fit_are_errors(case):
+    operation, arrays = case.operation, case.arrays()
     for place in range(1, len(arrays)):
         mixed = [*arrays]
         mixed[place] = arrays[place].astype(np.float32)
@@ -156,9 +153,8 @@ def test_add_to_adds_and_returns_the_owner(case):
 
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
 @pytest.mark.parametrize("owner_type", ["same", "float32"])
-@pytest.mark.parametrize("operation", ["linear", "layer_norm", "embedding", "linear_cross_entropy"])
-def test_gradients_of_half_types_can_be_added_to(operation, owner_type, dtype):
-    case = next(case for case in CASES if case.operation == operation)
+@in_every_operation
+def test_gradients_of_half_types_can_be_added_to(case, owner_type, dtype):
     y, saved = case.forward(*cast(case.arrays(), dtype), **case.settings)
     gradients = case.backward(upstream(y), saved)
     owners = tuple(np.ones(g.shape, dtype if owner_type == "same" else owner_type) for g in gradients)
@@ -323,6 +319,17 @@ MESSAGES = {
         "attention_weights: 4 query heads over 3 key/value heads",
     ),
 }
+
+
+@in_every_operation
+def test_arrays_that_do_not_fit_are_not_broadcast(case):
+    arrays = case.arrays()
+    for place in range(1, len(arrays)):
+        for length in (1, arrays[place].shape[-1] + 1):
+            wrong = [*arrays]
+            wrong[place] = np.ones((*arrays[place].shape[:-1], length))
+            with pytest.raises(ValueError, match=r"^\w+: .*(shape|differ in)"):
+                case.forward(*wrong, **case.settings)
 
 
 @pytest.mark.parametrize("mistake", MESSAGES)
