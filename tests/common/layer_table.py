@@ -62,7 +62,7 @@ class Recomputed(Layer):
 
 X = 2, 4, 4
 # layer, inputs (shapes, or integer arrays), settings
-LAYERS = {
+LAYER_CASES = {
     "Linear": (Linear(4, 3), [X], {}),
     "Linear without bias": (Linear(4, 3, bias=False), [X], {}),
     "LinearGelu exact": (LinearGelu(4, 3, "exact"), [X], {}),
@@ -119,6 +119,6 @@ LAYERS = {
 
 
 def check(name):
-    """Check the gradients of ``LAYERS[name]``."""
-    layer, inputs, settings = LAYERS[name]
+    """Check the gradients of ``LAYER_CASES[name]``."""
+    layer, inputs, settings = LAYER_CASES[name]
     return check_layer(layer.build(dtype="float64"), *draw_inputs(inputs), **settings)

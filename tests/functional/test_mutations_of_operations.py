@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -265,7 +266,9 @@ def test_a_mistake_in_an_operation_is_caught(row):
 def test_every_backward_has_mistakes_and_none_as_it_stands(name):
     operation = name.removesuffix("_backward")
     mistakes = [row for row in OPERATIONS if row.operation == operation]
-    assert len(mistakes) >= 2
+    assert len(mistakes) >= 2, (
+        f"{operation} has {len(mistakes)} rows; give it two in OPERATIONS of {Path(__file__).name}"
+    )
     for row in {(row.place, row.check): row for row in mistakes}.values():
         row.check(operation, row.backward(row.old, row.old))
 

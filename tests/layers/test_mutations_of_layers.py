@@ -1,11 +1,12 @@
 """Planted mistakes in layers and models: compositions with something left out; see ``mutations``."""
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from common.layer_table import LAYERS, check
+from common.layer_table import LAYER_CASES, check
 from common.mutations import mutated, named, run
 
 from minitransformer import layers, models
@@ -14,7 +15,7 @@ from minitransformer.gradcheck import GradientError, check_layer, check_model
 
 
 class Composition(NamedTuple):
-    """A mistake in a layer's ``__call__``, and the row of ``LAYERS`` that shows it."""
+    """A mistake in a layer's ``__call__``, and the row of ``LAYER_CASES`` that shows it."""
 
     row: str
     mistake: str
@@ -91,7 +92,7 @@ COMPOSITIONS = [
 
 @named(COMPOSITIONS)
 def test_a_mistake_in_a_layer_is_caught(row, monkeypatch):
-    layer = type(LAYERS[row.row][0])
+    layer = type(LAYER_CASES[row.row][0])
     check(row.row)
     plant(monkeypatch, layer, "__call__", row.old, row.new)
     with pytest.raises(GradientError):
@@ -191,4 +192,5 @@ def test_every_layer_has_a_mistake():
     known = {
         value for value in vars(layers).values() if isinstance(value, type) and value is not layers.Cache
     }
-    assert known == {type(LAYERS[row.row][0]) for row in COMPOSITIONS}
+    missing = {layer.__name__ for layer in known - {type(LAYER_CASES[row.row][0]) for row in COMPOSITIONS}}
+    assert not missing, f"plant a mistake in it, in COMPOSITIONS of {Path(__file__).name}: {missing}"
