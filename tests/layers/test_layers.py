@@ -1,16 +1,15 @@
-"""Layers: their gradients by differences, and their values and gradients against PyTorch's own layers."""
+"""Layers: their gradients by differences, their initial values, and what a call does and does not do."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from common.autograd import against, with_autograd
-from common.blocks import post_norm_block, pre_norm_block
+from common.blocks import pre_norm_block
 from common.layer_table import KEY, LAYER_CASES, check, draw, draw_inputs
-from common.masks import naive_visible
 
 from minitransformer import inference, layers
-from minitransformer.functional import Key, Mask, causal_mask, full_mask
+from minitransformer.functional import Key, causal_mask, full_mask
 from minitransformer.layers import (
     CrossAttention,
     Dropout,
@@ -34,6 +33,29 @@ def test_every_layer_is_in_the_table():
     known = {value for value in vars(layers).values() if isinstance(value, type) and issubclass(value, Layer)}
     missing = {layer.__name__ for layer in known - {type(layer) for layer, _, _ in LAYER_CASES.values()}}
     assert not missing, f"give it a row in LAYER_CASES of tests/common/layer_table.py: {missing}"
+
+
+# --- initial values
+
+
+# mean and deviation of every kind of parameter
+INITIAL = {"weight": (0, 0.02), "table": (0, 0.02), "gain": (1, 0), "bias": (0, 0)}
+
+
+@pytest.mark.parametrize("name", LAYER_CASES)
+def test_parameters_start_where_their_kind_does(name):
+    layer, _, _ = LAYER_CASES[name]
+    for path, parameter in layer.build().parameters().items():
+        kind = path.rpartition(".")[2]
+        assert kind in INITIAL, (
+            f"{path}: say in INITIAL of {Path(__file__).name} at which values a {kind} starts"
+        )
+        mean, deviation = INITIAL[kind]
+        if not deviation:
+            np.testing.assert_array_equal(parameter.value, mean, err_msg=path)
+        else:
+            assert abs(parameter.value.mean() - mean) < deviation, path
+            assert deviation / 2 < parameter.value.std() < 2 * deviation, path
 
 
 # --- what a call does and does not do
@@ -129,128 +151,3 @@ def test_sinusoids_are_those_of_the_paper():
 def test_impossible_settings_are_errors(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-# --- against PyTorch's layers
-
-
-def hidden(mask, batch, heads, queries, keys):
-    """Return the mask in the form of PyTorch's attention: (B·H, Tq, Tk), True where nothing is seen."""
-    return ~naive_visible(mask, batch, queries, keys).repeat(heads, axis=0)
-
-
-def compare(layer, arrays, settings, theirs, torch):
-    """Compare ``layer`` with ``theirs``, a function of named tensors: the arrays and our parameters."""
-    random = np.random.default_rng(5)
-    layer.build(dtype="float64")
-    parameters = {path: random.normal(0.3, 0.5, p.shape) for path, p in layer.parameters().items()}
-
-    def ours(inputs, dy):
-        layer.build(dtype=str(dy.dtype))
-        for path, parameter in layer.parameters().items():
-            parameter.value[...] = inputs[path]
-        y, pullback = layer(*(inputs[name] for name in arrays), **settings)
-        gradients = pullback(dy)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        return y, [*gradients, *(p.gradient for p in layer.parameters().values())]
-
-    against(ours, with_autograd(torch, theirs), arrays | parameters)
-
-
-def linear_names(tensors, theirs, ours):
-    """Return ``{PyTorch's name: tensor}`` for one linear layer of ours."""
-    found = {f"{theirs}.weight": tensors[f"{ours}.weight"].T}
-    if f"{ours}.bias" in tensors:
-        found[f"{theirs}.bias"] = tensors[f"{ours}.bias"]
-    return found
-
-
-def self_attention_names(tensors, ours=""):
-    packed = f"{ours}query_key_value"
-    found = {"in_proj_weight": tensors[f"{packed}.weight"].T}
-    if f"{packed}.bias" in tensors:
-        found["in_proj_bias"] = tensors[f"{packed}.bias"]
-    return found | linear_names(tensors, "out_proj", f"{ours}output")
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    "mask", [full_mask(5), causal_mask(5), Mask(np.array([5, 3])), Mask(np.array([5, 4]), np.array([0, 2]))]
-)
-def test_self_attention_against_pytorch(mask, bias, torch):
-    width, heads = 12, 3
-    theirs = torch.nn.MultiheadAttention(width, heads, bias=bias, batch_first=True)
-    not_seen = torch.tensor(hidden(mask, 2, heads, 5, 5))
-
-    def call(tensors):
-        x = tensors["x"]
-        arguments = {"attn_mask": not_seen, "need_weights": False}
-        return torch.func.functional_call(theirs, self_attention_names(tensors), (x, x, x), arguments)[0]
-
-    compare(SelfAttention(width, heads, bias=bias), {"x": draw(2, 5, width)}, {"mask": mask}, call, torch)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("memory_width", [12, 8])
-def test_cross_attention_against_pytorch(memory_width, bias, torch):
-    width, heads, mask = 12, 3, full_mask(np.array([6, 4]))
-    same = memory_width == width
-    theirs = torch.nn.MultiheadAttention(
-        width,
-        heads,
-        bias=bias,
-        kdim=None if same else memory_width,
-        vdim=None if same else memory_width,
-        batch_first=True,
-    )
-    not_seen = torch.tensor(hidden(mask, 2, heads, 5, 6))
-
-    def call(tensors):
-        query, packed = tensors["query.weight"].T, tensors["key_value.weight"].T
-        found = linear_names(tensors, "out_proj", "output")
-        if same:
-            found["in_proj_weight"] = torch.cat((query, packed))
-        else:
-            found["q_proj_weight"] = query
-            found["k_proj_weight"], found["v_proj_weight"] = packed.split(width)
-        if bias:
-            found["in_proj_bias"] = torch.cat((tensors["query.bias"], tensors["key_value.bias"]))
-        arrays = tensors["x"], tensors["memory"], tensors["memory"]
-        arguments = {"attn_mask": not_seen, "need_weights": False}
-        return torch.func.functional_call(theirs, found, arrays, arguments)[0]
-
-    layer = CrossAttention(width, heads, memory_width, bias=bias)
-    arrays = {"x": draw(2, 5, width), "memory": draw(2, 6, memory_width, seed=101)}
-    compare(layer, arrays, {"mask": mask}, call, torch)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", ["gelu_exact", "relu"])
-@pytest.mark.parametrize("block", [pre_norm_block, post_norm_block])
-def test_blocks_against_pytorch(block, activation, bias, torch):
-    width, heads, hidden_width, mask, eps = 12, 3, 20, Mask(np.array([5, 3])), 1e-6
-    theirs = torch.nn.TransformerEncoderLayer(
-        width,
-        heads,
-        hidden_width,
-        dropout=0.0,
-        activation=activation.removesuffix("_exact"),
-        layer_norm_eps=eps,
-        batch_first=True,
-        norm_first=block is pre_norm_block,
-        bias=bias,
-    )
-    not_seen = torch.tensor(hidden(mask, 2, heads, 5, 5))
-
-    def call(tensors):
-        found = {f"self_attn.{name}": t for name, t in self_attention_names(tensors, "attention.").items()}
-        found |= linear_names(tensors, "linear1", "feed_forward.hidden.0")
-        found |= linear_names(tensors, "linear2", "feed_forward.output")
-        for norm in ("norm1", "norm2"):
-            found[f"{norm}.weight"] = tensors[f"{norm}.gain"]
-            if bias:
-                found[f"{norm}.bias"] = tensors[f"{norm}.bias"]
-        return torch.func.functional_call(theirs, found, (tensors["x"],), {"src_mask": not_seen})
-
-    layer = block(width, heads, hidden_width, activation, bias=bias, eps=eps)
-    compare(layer, {"x": draw(2, 5, width)}, {"mask": mask}, call, torch)
