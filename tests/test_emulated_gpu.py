@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 from common import emulated_cupy
+from common.operations import SMALL_CASES, names, upstream
 
-from minitransformer import functional, gradcheck, reference, trace
+from minitransformer import gradcheck, reference, trace
 from minitransformer.arrays import array_module, device_module, to_numpy
 from minitransformer.data import Sequences, TokenWindows
 from minitransformer.functional import Key, Mask
@@ -118,41 +119,30 @@ def test_gradcheck_and_trace_take_device_arrays(cupy):
     assert lines.getvalue().count("← ") == lines.getvalue().count("→ ") - lines.getvalue().count(" → ")
 
 
-def test_operations_that_the_model_does_not_use(cupy):
-    random = np.random.default_rng(0)
-    q, k, v = (random.normal(size=(2, 3, heads, 4)) for heads in (4, 2, 2))
-    bias = random.normal(size=(4, 1, 3))
-    bias[0, 0, 1] = -1e30
-    mask = Mask(np.array([3, 2]), np.array([1, 0]), 0)
-    x, table = random.normal(size=(2, 3, 5)), random.normal(size=(7, 5))
-    targets = np.array([[1, -100, 3], [0, 2, 4]])
+@pytest.mark.parametrize("case", SMALL_CASES, ids=names(SMALL_CASES))
+def test_every_operation_takes_device_arrays(cupy, case):
+    """Also those that the models do not use. Gradients are returned, and added to arrays of the caller."""
 
     def everything(to):
-        y, saved = functional.attention(
-            to(q),
-            to(k),
-            to(v),
-            mask=Mask(to(mask[0]), to(mask[1]), 0),
-            bias=to(bias),
-            dropout=0.2,
-            key=Key(2),
-        )
-        yield from (y, *functional.attention_backward(y, saved))
-        for pair in ("softmax", "log_softmax", "relu"):
-            y, saved = getattr(functional, pair)(to(x))
-            yield from (y, *getattr(functional, f"{pair}_backward")(y, saved))
-        y, saved = functional.add_layer_norm(to(x), to(x), to(x[0, 0]), to(x[0, 1]))
-        yield from (y, *functional.add_layer_norm_backward(y, saved))
-        y, saved = functional.add_positions(to(x), to(table), positions=to(np.array([[0, 1, 1], [6, 5, 4]])))
-        yield from (y, *functional.add_positions_backward(y, saved))
-        y, saved = functional.linear_cross_entropy(
-            to(x), to(table), to(table[:, 0]), targets=to(targets), label_smoothing=0.1
-        )
-        yield from (y, *functional.linear_cross_entropy_backward(1.0, saved))
+        arrays = [None if array is None else to(array) for array in case.arrays()]
+        y, saved = case.forward(*arrays, **{name: moved(value, to) for name, value in case.settings.items()})
+        dy = to(upstream(to_numpy(y)))
+        gradients = case.backward(dy, saved)
+        owners = tuple(None if array is None else to(np.ones(array.shape)) for array in arrays)
+        return y, *gradients, *case.backward(dy, saved, add_to=owners)
 
     for ours, theirs in zip(everything(np.asarray), everything(cupy.asarray), strict=True):
-        assert array_module(theirs) is cupy
-        np.testing.assert_array_equal(ours, to_numpy(theirs))
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert array_module(theirs) is cupy
+            np.testing.assert_array_equal(ours, to_numpy(theirs))
+
+
+def moved(value, to):
+    """Return a setting with ``to`` applied to its arrays."""
+    if isinstance(value, Mask):
+        return Mask(*(moved(part, to) for part in value))
+    return to(value) if isinstance(value, np.ndarray) else value
 
 
 @pytest.mark.parametrize(
