@@ -228,8 +228,8 @@ OPERATIONS = [
     Operation(
         "attention",
         "heads grouped the other way",
-        "x.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)",
-        "x.reshape(batch, length, heads // groups, groups, width).transpose(0, 3, 2, 1, 4)",
+        "x.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)",
+        "x.reshape(batch, length, heads // kv_heads, kv_heads, width).transpose(0, 3, 2, 1, 4)",
         "_heads_of_queries",
     ),
     Operation("attention", "dropout not scaled in dv", "drop(p, keep, dropout)", "drop(p, keep, 0.0)"),
