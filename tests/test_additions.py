@@ -1,6 +1,6 @@
 """What is added to the package is registered everywhere, so that the tests that walk over tables find it.
 
-ARCHITECTURE.md, "To add an operation, a layer, a model, a kernel, a recipe", names these tests.
+ARCHITECTURE.md, "To add something", names these tests.
 """
 
 import ast
@@ -35,7 +35,21 @@ def pairs(path):
 def test_every_pair_of_a_file_is_an_operation_of_functional(path):
     assert pairs(path) <= OPERATIONS, f"export it from functional/__init__.py: {pairs(path) - OPERATIONS}"
     alone = {name for name in defined(path) if name.endswith("_backward")}
-    assert alone == {f"{name}_backward" for name in pairs(path)}
+    alone -= {f"{name}_backward" for name in pairs(path)}
+    assert not alone, f"{path.name} has {alone}, but not the forward of the same name"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.stem)
+def test_every_operation_has_the_rules_of_all(path):
+    """Half types, the check of types and ``add_to`` come from the decorators."""
+    decorated = {
+        node.name: {getattr(decorator, "id", None) for decorator in node.decorator_list}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    for name in pairs(path):
+        for function, decorator in ((name, "forward"), (f"{name}_backward", "backward")):
+            assert decorator in decorated[function], f"{path.name}: put @{decorator} above {function}"
 
 
 def test_dispatch_pairs_a_forward_with_its_own_backward():
@@ -56,9 +70,10 @@ def test_layers_and_models_call_operations_by_dispatch(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minitransformer.functional")
         for alias in node.names
     }
-    assert not from_functional & (OPERATIONS | {f"{name}_backward" for name in OPERATIONS})
+    direct = from_functional & (OPERATIONS | {f"{name}_backward" for name in OPERATIONS})
+    assert not direct, f"{path.name}: call these of dispatch.py, not of functional: {direct}"
     called = {name for name in OPERATIONS if re.search(rf"dispatch\.{name}(_backward)?\b", path.read_text())}
-    assert called <= set(vars(dispatch)), f"give it a row in dispatch.py: {called - set(vars(dispatch))}"
+    assert called <= set(vars(dispatch)), f"give it a _pair in dispatch.py: {called - set(vars(dispatch))}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "layers").glob("*.py")), ids=lambda path: path.stem)
@@ -82,7 +97,8 @@ def test_every_model_of_a_file_is_exported_and_tested(path):
     own = models_of(path)
     assert own <= set(models.__all__), f"export it from models/__init__.py: {own - set(models.__all__)}"
     if own:
-        assert list((ROOT / "tests/models").glob(f"test_{path.stem}*.py"))
+        tests = list((ROOT / "tests/models").glob(f"test_{path.stem}*.py"))
+        assert tests, f"test {own} in tests/models/test_{path.stem}.py"
 
 
 def test_every_model_has_a_row_and_a_layout():
@@ -90,13 +106,14 @@ def test_every_model_has_a_row_and_a_layout():
     rows = {row.model.__name__ for row in ARCHITECTURES.values()}
     assert known == rows, f"give it a row in models/table.py: {known - rows}"
     for name, row in ARCHITECTURES.items():
-        assert row.name == name
+        assert row.name == name, f"models/table.py: the row of {name!r} has the name {row.name!r}"
         layout = importlib.import_module(f"minitransformer.pretrained.{row.layout}")
         assert isinstance(layout.MODEL_TYPE, str)
 
 
 def test_every_architecture_has_a_recipe():
-    assert {load_recipe(name).architecture.name for name in list_recipes()} == set(ARCHITECTURES)
+    missing = set(ARCHITECTURES) - {load_recipe(name).architecture.name for name in list_recipes()}
+    assert not missing, f"add a recipe to recipes/ with this architecture: {missing}"
 
 
 def test_every_fused_pair_is_registered_and_tested():
@@ -110,7 +127,8 @@ def test_every_fused_pair_is_registered_and_tested():
             assert not fused or module in registered, f"{module}: give it a row in kernels/__init__.py"
     for operation, row in kernels.KERNELS.items():
         assert operation in OPERATIONS
-        assert list((ROOT / "tests/kernels").glob(f"test_kernel_{operation}*.py"))
+        tests = list((ROOT / "tests/kernels").glob(f"test_kernel_{operation}*.py"))
+        assert tests, f"test the kernel in tests/kernels/test_kernel_{operation}.py"
         for kernel in row:
             path = known[kernel.module.removeprefix("minitransformer.")]
             assert path.is_relative_to(KERNELS)
@@ -120,4 +138,5 @@ def test_every_fused_pair_is_registered_and_tested():
 def test_the_readme_names_every_recipe():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"\| recipe \|.*?\n\n", readme, flags=re.DOTALL)
-    assert sorted(re.findall(r"`([a-z-]+)`", table)) == list_recipes()
+    named = re.findall(r"`([a-z-]+)`", table)
+    assert sorted(named) == list_recipes(), "the table of recipes in README.md has a row for each recipe"
