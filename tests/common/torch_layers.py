@@ -52,8 +52,8 @@ def feed_forward(torch, p, x, activation="gelu_exact", bias=True):
     return linear(torch, of(p, "output"), getattr(torch, activation)(h), bias)
 
 
-def self_attention(torch, p, x, heads, mask, key_value_heads=None, bias=True, dropout=0.0, key=None):
-    groups = key_value_heads or heads
+def self_attention(torch, p, x, heads, mask, kv_heads=None, bias=True, dropout=0.0, key=None):
+    groups = kv_heads or heads
     packed = linear(torch, of(p, "query_key_value"), x, bias).unflatten(2, (heads + 2 * groups, -1))
     q, k, v = packed.split([heads, groups, groups], dim=2)
     y = torch.attention(q, k, v, mask, dropout=dropout, key=key)

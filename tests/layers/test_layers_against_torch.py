@@ -93,7 +93,7 @@ ROWS = [
     Row(FeedForward, (4, 5), {"activation": "gelu_tanh", "bias": False}),
     Row(FeedForward, (4, 5), {"activation": "relu"}),
     Row(SelfAttention, (4,), {"heads": 2}, (X,), DROPPING),
-    Row(SelfAttention, (8,), {"heads": 4, "key_value_heads": 2}, ((2, 3, 8),), {"mask": causal_mask(3)}),
+    Row(SelfAttention, (8,), {"heads": 4, "kv_heads": 2}, ((2, 3, 8),), {"mask": causal_mask(3)}),
     Row(SelfAttention, (4,), {"heads": 2, "bias": False, "dropout": 0.3}, (X,), DROPPING),
     Row(CrossAttention, (4,), {"heads": 2}, TWO, {"mask": MEMORY, "key": KEY}),
     Row(CrossAttention, (4,), {"heads": 2, "memory_width": 6}, (X, (2, 5, 6)), {"mask": MEMORY}),
