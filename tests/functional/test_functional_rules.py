@@ -1,5 +1,6 @@
 """What all operations of ``minitransformer.functional`` have in common: types, ownership, messages."""
 
+import re
 import tracemalloc
 
 import ml_dtypes
@@ -328,8 +329,20 @@ def test_arrays_that_do_not_fit_are_not_broadcast(case):
         for length in (1, arrays[place].shape[-1] + 1):
             wrong = [*arrays]
             wrong[place] = np.ones((*arrays[place].shape[:-1], length))
-            with pytest.raises(ValueError, match=r"^\w+: .*(shape|differ in)"):
-                case.forward(*wrong, **case.settings)
+            told = error_of(case, wrong)
+            assert re.match(r"\w+: .*(shape|differ in)", told), (
+                f"{case.operation}: argument {place} of shape {wrong[place].shape} gives {told!r}; "
+                "raise a ValueError that begins with the operation and has the shapes"
+            )
+
+
+def error_of(case, arrays):
+    """Return what the ValueError says that ``case`` raises at ``arrays``, or "no error"."""
+    try:
+        case.forward(*arrays, **case.settings)
+    except ValueError as error:
+        return str(error)
+    return "no error"
 
 
 @pytest.mark.parametrize("mistake", MESSAGES)
