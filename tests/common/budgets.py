@@ -12,7 +12,7 @@ BUDGETS = {
     "gradcheck": 15,
     "inspection": 20,
     "kernels": 80,
-    "layers": 10,
+    "layers": 15,
     "models": 40,
     "pretrained": 40,
     "recipes": 25,
