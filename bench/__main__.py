@@ -166,7 +166,8 @@ def require_torch():
     """Raise InputError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise InputError(
-            "this command compares with PyTorch, which is not installed; run pip install '.[oracle]'"
+            "this command compares with PyTorch, which is not installed; run pip install '.[oracle]', or the "
+            "README's command, which gets PyTorch without the libraries of a GPU"
         )
 
 

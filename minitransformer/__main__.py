@@ -1,6 +1,8 @@
 """The command ``minitransformer``, and ``python -m minitransformer``."""
 
 import os
+import signal
+import sys
 
 
 def main():
@@ -11,8 +13,10 @@ def main():
     NumPy is loaded, so it comes before all else. The value is the logarithm of the cycles to spin.
     """
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    from minitransformer.command.app import main as command_line  # noqa: PLC0415
-
+    try:
+        from minitransformer.command.app import main as command_line  # noqa: PLC0415
+    except KeyboardInterrupt:  # while NumPy and others are loaded
+        sys.exit(128 + signal.SIGINT)
     command_line()
 
 

@@ -34,5 +34,5 @@ def _describe_cache():
         return f"{folder}, until this process ends: kernels are compiled in every process"
     compiled = sorted({path.name.split("-")[0].split(".")[-1] for path in folder.rglob("*.nbi")})
     if compiled:
-        return f"{folder}, with {', '.join(compiled).replace('_launch', 'the launch of threads')}"
+        return f"{folder}, with {', '.join(compiled).replace('_launch', 'the thread launcher')}"
     return f"{folder}, still empty: kernels are compiled when they are first called"

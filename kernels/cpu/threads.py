@@ -71,7 +71,7 @@ def _launcher():
     def compile_launch(cache):
         return numba.njit(signature, parallel=True, cache=cache, **OPTIONS)(_launch)
 
-    return compile_once(compile_launch, "the launch of threads", 2)
+    return compile_once(compile_launch, "the thread launcher", 2)
 
 
 def _launch(function, record, workers):

@@ -8,7 +8,7 @@ from minitransformer.inspection.plots import compute_position_table, plot_positi
 
 
 def positions(folder: Folder, output: Output = Path("positions.png")):
-    """Draw a model's position encodings and their cosine similarities."""
+    """Draw a model's encodings of positions."""
     _, model, _ = load_trained(folder, "cpu", "positions")
     table = compute_position_table(model)
     plot_positions(table, output, f"{model.config.positions} positions")

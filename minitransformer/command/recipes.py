@@ -16,7 +16,7 @@ from minitransformer.system.terminal import format_duration_range
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", callback=check_text, help="Show this one and its cost."),
+        typer.Argument(metavar="NAME", callback=check_text, help="Show this one and its cost."),
     ] = None,
     data: Data = None,
     settings: Settings = None,

@@ -24,7 +24,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             callback=check_text,
             help="See `minitransformer recipes`; by default python.",
         ),

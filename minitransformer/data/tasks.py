@@ -27,7 +27,7 @@ class Task:
 def sort_task():
     """Return minGPT's task of sorting six digits from 0 to 2, "201102" → "001122".
 
-    A quarter of the 729 examples is for validation.
+    A quarter of the 729 examples are for validation.
     """
     prompts = ["".join(digits) for digits in product("012", repeat=6)]
     answers = ["".join(sorted(prompt)) for prompt in prompts]

@@ -52,7 +52,9 @@ def load_config(folder):
     """Return the configuration of the model in ``folder``, such as a ``GPTConfig``."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} holds no trained model: {CONFIG} is missing")
+        unfinished = sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
+        hint = f"; there are {', '.join(map(str, unfinished))}" if unfinished else ""
+        raise InputError(f"{folder} holds no trained model: {CONFIG} is missing{hint}")
     table = read_json(path)
     layouts = {layout.MODEL_TYPE: layout for layout in map(_load_layout, ARCHITECTURES.values())}
     kind = table.get("model_type")

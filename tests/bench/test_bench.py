@@ -196,7 +196,8 @@ def test_without_pytorch_one_line_says_so(command, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == (
-        "error: this command compares with PyTorch, which is not installed; run pip install '.[oracle]'"
+        "error: this command compares with PyTorch, which is not installed; run pip install '.[oracle]', "
+        "or the README's command, which gets PyTorch without the libraries of a GPU"
     )
 
 

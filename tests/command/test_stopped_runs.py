@@ -4,12 +4,15 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 from common.command_line import SETTINGS, TASK, answer, assert_one_error, command, minitransformer
 from common.processes import running
 
+from minitransformer import __main__ as program
+from minitransformer import command as commands
 from minitransformer.recipes import load_recipe
 
 # an old matplotlib with a new pyparsing
@@ -138,3 +141,20 @@ def test_a_run_is_overwritten_by_a_setting_and_resumed_without_harm(folder):
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert (folder / "again" / "checkpoint-3").stat().st_mtime_ns == overwritten
     assert (folder / "again" / "notes.txt").read_text() == "mine"
+
+
+class Interrupted:
+    """Finds the command line's module, and is interrupted while it loads it."""
+
+    def find_spec(self, name, path, target=None):
+        if name == "minitransformer.command.app":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_without_a_traceback(monkeypatch):
+    monkeypatch.delitem(sys.modules, "minitransformer.command.app", raising=False)
+    monkeypatch.delattr(commands, "app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 130

@@ -185,6 +185,10 @@ def test_tampered_configuration(saved, changes, message):
 def test_missing_and_unreadable_files(saved, tmp_path_factory):
     with pytest.raises(InputError, match="holds no trained model"):
         load_model(tmp_path_factory.mktemp("empty"))
+    (saved / "run" / "checkpoint-20").mkdir(parents=True)
+    save_model(random_model(), saved / "run" / "checkpoint-20")
+    with pytest.raises(InputError, match=r"config.json is missing; there are .*run.checkpoint-20"):
+        load_model(saved / "run")
     (saved / "config.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         load_model(saved)
