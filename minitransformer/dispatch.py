@@ -56,6 +56,13 @@ def reference():
     return _within(_reference, True)
 
 
+@contextlib.contextmanager
+def saving(reference):
+    """Within this block operations save for a backward; kernels are off if ``reference``, else on."""
+    with _within(_inference, False), _within(_reference, reference):
+        yield
+
+
 def is_reference():
     """Return whether definitions alone run, by ``reference``."""
     return _reference.get()

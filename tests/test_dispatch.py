@@ -209,3 +209,19 @@ class Stack(Layer):
             return dy
 
         return x, backward
+
+
+def test_recomputation_runs_as_the_forward_did(monkeypatch):
+    """A backward outside of ``reference()``, or within ``inference()``, changes nothing."""
+    x = np.random.default_rng(0).normal(size=(1, 128, 64)).astype(np.float32)
+    monkeypatch.setattr(kernels.cpu, "WORTH", 1)
+    plain, recomputed = (
+        Stack([kind(pre_norm_block(64, 2, 16))]).build() for kind in (lambda b: b, recompute)
+    )
+    gradients = []
+    for model in (plain, recomputed):
+        with reference():
+            y, backward = model(x)
+        with inference():
+            gradients.append(backward(y))
+    np.testing.assert_array_equal(*gradients)

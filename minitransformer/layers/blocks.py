@@ -1,6 +1,6 @@
 """Feed-forward layers and transformer blocks, pre-norm and post-norm."""
 
-from minitransformer.dispatch import inference
+from minitransformer.dispatch import inference, is_reference, saving
 from minitransformer.functional import split_key
 from minitransformer.layers.basic import Linear, LinearGelu, Relu
 from minitransformer.parameters import Layer, Wrapper
@@ -104,9 +104,11 @@ class Recomputed(Wrapper):
     def __call__(self, *arrays, **settings):
         with inference():
             y, _ = self.layer(*arrays, **settings)
+        reference = is_reference()
 
         def backward(*dy):
-            _, layer_backward = self.layer(*arrays, **settings)
+            with saving(reference):  # as the forward ran, wherever the backward does
+                _, layer_backward = self.layer(*arrays, **settings)
             return layer_backward(*dy)
 
         return y, backward

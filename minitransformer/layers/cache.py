@@ -13,16 +13,18 @@ class KeyValues:
         self.end = 0  # the first position at which no row holds anything
 
     def extend(self, k, v, positions):
-        """Write the new ``k`` and ``v`` (B, T, G, K) at ``positions`` (B, T); return all that is held.
+        """Write the new ``k`` and ``v`` (B, T, G, K) at ``positions``; return all that is held.
 
-        What stood at a position is replaced. Positions beyond the capacity, where only padding can lie, are
-        not written. Raises RuntimeError outside of ``inference()``.
+        ``positions`` are (B, T), or (T,) for all rows. What stood at a position is replaced. Positions beyond
+        the capacity, where only padding can lie, are not written. Raises RuntimeError outside of
+        ``inference()``.
         """
         if positions is None:
             raise ValueError("KeyValues.extend: positions is None; expected (B, T), where to write")
         if not is_inference():
             raise RuntimeError("a key/value cache has no backward: use it under inference()")
         xp, capacity = array_module(k), self.keys.shape[1]
+        positions = xp.broadcast_to(positions, k.shape[:2])
         row, i = xp.nonzero(positions < capacity)
         self.keys[row, positions[row, i]] = k[row, i]
         self.values[row, positions[row, i]] = v[row, i]

@@ -190,14 +190,13 @@ class GPT(Layer):
     def cache(self, batch):
         """Return an empty key/value cache for ``batch`` rows of up to ``context_length`` tokens."""
         config, values = self.config, self.embedding.table.value
-        attention = self.blocks[0].attention
         return Cache(
             array_module(values),
             layers=config.layers,
             batch=batch,
             capacity=config.context_length,
-            kv_heads=attention.kv_heads,
-            head_width=attention.head_width,
+            kv_heads=config.heads,
+            head_width=head_width(config.width, config.heads, config.heads),
             dtype=values.dtype,
         )
 

@@ -66,8 +66,9 @@ ARCHITECTURES = {
 
 def find_architecture(thing):
     """Return the row of ``thing``, a model or its configuration. Raises TypeError if it has none."""
-    for row in ARCHITECTURES.values():
-        if isinstance(thing, row.config | row.model):
-            return row
+    for kind in type(thing).__mro__:  # a class may have a row of its own beside that of its parent
+        for row in ARCHITECTURES.values():
+            if kind in (row.config, row.model):
+                return row
     known = ", ".join(row.model.__name__ for row in ARCHITECTURES.values())
     raise TypeError(f"there is no architecture with a {type(thing).__name__}; the table has {known}")

@@ -176,7 +176,10 @@ def read_pretrained_folder(assignments):
     folders = [
         written.strip() for setting, equals, written in settings if equals and setting.strip() == PRETRAINED
     ]
-    return str(_parse(folders[-1])) if folders else None
+    folder = _parse(folders[-1]) if folders else None
+    return (
+        folder if folder is None or isinstance(folder, str) else folders[-1]
+    )  # "1_000" is a name, no number
 
 
 def _check_fits_pretrained(setting, value, own, pretrained):

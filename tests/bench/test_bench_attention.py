@@ -12,8 +12,6 @@ from bench.attention import Case, compute_means
 from bench.contenders import ContenderError
 from minitransformer.system.processors import list_processors
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
 CORES = list_processors()[:1]
 SMALL = Case(T=64, B=2, K=16, causal=True, backward=True)
 PLANTED = """

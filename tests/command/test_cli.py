@@ -4,14 +4,10 @@ import json
 import os
 import re
 
-import pytest
 from common.command_line import SETTINGS, TASK, TEXT, answer, minitransformer
 
 from minitransformer import __version__
 from minitransformer.kernels import KERNELS
-
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
 
 
 def test_the_output_folder(folder):

@@ -14,9 +14,6 @@ from common.processes import running
 from minitransformer.errors import InputError
 from minitransformer.system.folders import lock_folder, make_new_folder
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 
 @pytest.mark.parametrize("output", ["runs/shakespeare", "."])
 def test_a_run_inside_its_own_text(tmp_path, output):

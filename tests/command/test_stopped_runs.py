@@ -15,9 +15,6 @@ from minitransformer import __main__ as program
 from minitransformer import command as commands
 from minitransformer.recipes import load_recipe
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 
 def test_divergence_keeps_the_last_good_weights(folder):
     done = minitransformer(

@@ -15,6 +15,7 @@ import scipy.special
 FUNCTIONS = (
     *("arange", "empty", "empty_like", "zeros", "zeros_like", "full", "where", "matmul", "concatenate"),
     *("exp", "log", "sqrt", "square", "tanh", "sin", "cos", "maximum", "minimum", "sum", "nonzero", "copyto"),
+    "broadcast_to",
 )
 METHODS = (
     *("reshape", "transpose", "swapaxes", "sum", "max", "min", "mean", "astype", "copy"),

@@ -18,9 +18,6 @@ from minitransformer.recipes.display import Display
 from minitransformer.recipes.run import train_recipe
 from minitransformer.system.file_names import PICTURE
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 TABLE = np.eye(4)
 DRAW = """
 import os, sys

@@ -14,9 +14,6 @@ from minitransformer.inspection.attention_maps import compute_attention_maps, pl
 from minitransformer.layers import SelfAttention
 from minitransformer.pretrained.model_folder import load_model, save_model
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

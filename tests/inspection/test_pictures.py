@@ -11,9 +11,6 @@ from minitransformer.inspection import plots
 from minitransformer.inspection.attention_maps import choose_maps, describe_left_out, plot_attention
 from minitransformer.inspection.plots import plot_positions, plot_training
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 
 def known_maps(layers=LAYERS, heads=HEADS, length=4):
     """Return maps that all look at the first token alone, but the last row: by a share of its own in each."""

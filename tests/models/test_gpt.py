@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from minitransformer import gradcheck, inference
-from minitransformer.functional import Key
+from minitransformer.functional import Key, causal_mask
+from minitransformer.layers import SelfAttention, recompute
+from minitransformer.layers.cache import KeyValues
 from minitransformer.models import GPT, GPTConfig
 
 TINY = {"vocabulary_size": 11, "context_length": 8, "layers": 2, "heads": 2, "width": 8}
@@ -208,3 +210,26 @@ def test_a_forward_that_fails_leaves_the_cache_as_it_was():
         expected, _ = model({"ids": ids})
         parts = [model({"ids": ids[:, a:b]}, cache=cache)[0] for a, b in [(0, 3), (3, 8)]]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=0, atol=1e-12)
+
+
+def test_recomputed_blocks_decode_with_a_cache():
+    model = GPT(GPTConfig(**TINY))
+    model.blocks = [recompute(block) for block in model.blocks]
+    model.build(dtype="float64")
+    ids = batch(length=8)["ids"]
+    with inference():
+        expected, _ = model({"ids": ids})
+        cache = model.cache(3)
+        parts = [model({"ids": ids[:, a:b]}, cache=cache)[0] for a, b in [(0, 5), (5, 8)]]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=0, atol=1e-12)
+
+
+def test_one_row_of_positions_serves_all_rows():
+    layer = SelfAttention(16, 2).build(dtype="float64")
+    x = np.random.default_rng(0).normal(size=(2, 3, 16))
+    expected, _ = layer(x, causal_mask(3))
+    for positions in (np.arange(3), np.arange(3)[None]):
+        held = KeyValues(np, 2, 4, 2, 8, "float64")
+        with inference():
+            y, _ = layer(x, causal_mask(3), cache=held, positions=positions)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)

@@ -3,7 +3,7 @@
 import json
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -188,11 +188,16 @@ def test_a_run_can_start_from_it(trained, tmp_path):
     assert again.config.context_length == 4
 
 
-def test_a_subclass_has_the_row_of_its_model():
+def test_a_subclass_has_the_row_of_its_model_or_its_own(monkeypatch):
     class Mine(GPT):
         pass
 
-    assert find_architecture(Mine(GPTConfig(3, 4, 1, 1, 4))) is ARCHITECTURES["gpt"]
+    model = Mine(GPTConfig(3, 4, 1, 1, 4))
+    assert find_architecture(model) is ARCHITECTURES["gpt"]
+    own = replace(ARCHITECTURES["gpt"], name="mine", model=Mine)
+    monkeypatch.setitem(ARCHITECTURES, "mine", own)
+    assert find_architecture(model) is own
+    assert find_architecture(GPT(model.config)) is ARCHITECTURES["gpt"]
 
 
 def test_what_is_not_in_the_table():

@@ -14,9 +14,6 @@ from minitransformer.generation.sampling import generate
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 TEXT = "hear me speak\n"
 TOKENIZER = character_tokenizer(TEXT)
 TOKENS, ROWS = TOKENIZER.get_vocab_size(), 16

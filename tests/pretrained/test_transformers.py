@@ -14,9 +14,6 @@ from minitransformer.pretrained.model_folder import load_model
 from minitransformer.recipes import load_recipe
 from minitransformer.recipes.run import train_recipe
 
-# an old matplotlib with a new pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
-
 LENGTH, NEW = 32, 10
 LEARNED = (
     """Before we proceed any further, hear me speak.
