@@ -176,10 +176,10 @@ def read_pretrained_folder(assignments):
     folders = [
         written.strip() for setting, equals, written in settings if equals and setting.strip() == PRETRAINED
     ]
-    folder = _parse(folders[-1]) if folders else None
-    return (
-        folder if folder is None or isinstance(folder, str) else folders[-1]
-    )  # "1_000" is a name, no number
+    if not folders:
+        return None
+    folder = _parse(folders[-1])
+    return folder if isinstance(folder, str) else folders[-1]  # 1_000 is the name of a folder here
 
 
 def _check_fits_pretrained(setting, value, own, pretrained):

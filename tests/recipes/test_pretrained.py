@@ -12,7 +12,7 @@ from minitransformer.data import encode, load_tokenizer
 from minitransformer.errors import ChangedSettingError, InputError
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_model, save_model
-from minitransformer.recipes import load_recipe, make_recipe
+from minitransformer.recipes import load_recipe, make_recipe, read_pretrained_folder
 from minitransformer.recipes.cost import estimate_cost
 from minitransformer.recipes.display import Display
 from minitransformer.recipes.resuming import load_resumed_recipe
@@ -244,3 +244,9 @@ def test_a_model_of_hugging_faces(transformers, tmp_path):
     assert (model.config.vocabulary_size, model.config.layers, model.config.dropout) == (320, 2, 0.1)
     assert material.train.tokens[:99].tolist() == encode(tokenizer, OTHER)[:99].tolist()
     assert transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "run").config.n_layer == 2
+
+
+def test_a_folder_may_be_called_like_a_number():
+    assert read_pretrained_folder(["pretrained=1_000"]) == "1_000"
+    assert read_pretrained_folder(["max_steps=3", "pretrained='a b'"]) == "a b"
+    assert read_pretrained_folder(["max_steps=3"]) is None
