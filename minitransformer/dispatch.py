@@ -116,9 +116,11 @@ def _pair(forward, backward):
         run_forward, run_backward = _pair_for(name, arrays, settings) or definition
         y, saved = run_forward(*arrays, **settings)
         path = _path.get()
-        call = None if _inference.get() else Call(run_backward, saved, path)
+        call = Call(run_backward, saved, path)
+        if _inference.get():
+            call = saved = None
         for watcher in _watchers.get():
-            watcher.saw_forward(name, path, arrays, settings, y, call and saved)
+            watcher.saw_forward(name, path, arrays, settings, y, saved)
         return y, call
 
     @functools.wraps(backward)

@@ -2,6 +2,7 @@
 
 import lzma
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -94,14 +95,13 @@ def sampled_loss(model, dataset):
 
 def mean_loss(model, dataset, places, progress=lambda done, total: None):
     """Return the sum of the model's losses over the examples at ``places``, each in nats per target."""
-    totals, counts = {}, {}
+    totals, counts = Counter(), Counter()
     for done, batch in _iterate_batches(model, dataset, places):
-        for name, count in model.count_targets(batch).items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(model.count_targets(batch))  # adds
         with inference(), np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
             batch_totals, _ = model.loss(_on_device(model, batch))
         for name, total in batch_totals.items():
-            totals[name] = totals.get(name, 0.0) + float(total)
+            totals[name] += float(total)
         progress(done, len(places))
     return sum(totals[name] / max(1, counts[name]) for name in totals)
 

@@ -1,6 +1,7 @@
 """One step of training: forward, backward, clip, optimise."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +36,9 @@ def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0
     gradient is not a finite number; the parameters are unchanged then.
     """
     xp = array_module(model.flat.values)
-    counted = [model.count_targets(batch) for batch in micro_batches]
-    names = dict.fromkeys(name for count in counted for name in count)  # micro-batches may differ in losses
-    counts = {name: sum(count.get(name, 0) for count in counted) for name in names}
+    counts = Counter()
+    for batch in micro_batches:
+        counts.update(model.count_targets(batch))  # adds; micro-batches may differ in losses
     weights = {name: 1 / count if count else 0.0 for name, count in counts.items()}
     totals = dict.fromkeys(counts, 0.0)
 
@@ -51,7 +52,7 @@ def train_step(model, optimiser, micro_batches, learning_rate, max_grad_norm=0.0
                 totals[name] += float(total)
         norm = float(global_norm(model))
 
-    result = StepResult({name: totals[name] * weights[name] for name in totals}, norm, counts)
+    result = StepResult({name: totals[name] * weights[name] for name in totals}, norm, dict(counts))
     if not (math.isfinite(result.loss) and math.isfinite(norm)):
         what = f"the gradient norm is {norm}" if math.isfinite(result.loss) else f"the loss is {result.loss}"
         raise DivergedError(
