@@ -27,16 +27,12 @@ Names in this package, each with one meaning. Sizes count elements; a byte size,
     offset                the mask's: query i sees key j ≤ i + offset
 """
 
-import contextlib
 import functools
 import importlib.util
-import os
-import sys
 import warnings
 
 import numpy as np
 
-_forked = False
 WORTH = 1_000_000  # multiplications in q kᵀ; with fewer, a definition is as fast as loading and calling Numba
 
 
@@ -47,21 +43,8 @@ def accepts_attention(q, k, v, **settings):
     return q.size * k.shape[1] >= WORTH and usable()
 
 
-def usable():
-    """Return True where Numba works, unless this process was forked from one that had threads."""
-    if _forked:
-        warnings.warn(
-            "this process was forked from one in which threads of OpenMP may have been running (kernels and "
-            "PyTorch start them), which do not survive a fork, so it runs the slower definitions; start "
-            "processes by 'spawn' or 'forkserver' instead",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return has_numba() and not _forked
-
-
 @functools.cache
-def has_numba():
+def usable():
     """Return True if Numba is installed, can be imported and compiles."""
     if importlib.util.find_spec("numba") is None:
         return False
@@ -75,15 +58,3 @@ def has_numba():
         )
         return False
     return not numba.config.DISABLE_JIT
-
-
-def _note_fork():
-    global _forked  # noqa: PLW0603  a property of the process
-    numba = sys.modules.get("numba")
-    with contextlib.suppress(ValueError, AttributeError):  # Numba has not started its threads
-        _forked = bool(numba.threading_layer())
-    _forked |= "torch" in sys.modules  # PyTorch uses the same OpenMP
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)

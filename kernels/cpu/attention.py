@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer import functional
 from minitransformer.functional.attention import check_attention, check_gradient
 from minitransformer.functional.dropout import check_rate
 from minitransformer.functional.philox import WORD, Key
 from minitransformer.functional.rules import backward_uncast, forward_uncast
-from minitransformer.kernels.cpu import backward as backward_pass
-from minitransformer.kernels.cpu import forward as forward_pass
-from minitransformer.kernels.cpu import one_query, usable
-from minitransformer.kernels.cpu.problem import make_problem, round_up
+from minitransformer.kernels.cpu import attention_backward as backward_pass
+from minitransformer.kernels.cpu import attention_forward as forward_pass
+from minitransformer.kernels.cpu import attention_of_one_query as one_query
+from minitransformer.kernels.cpu.attention_problem import PROBLEM
+from minitransformer.kernels.cpu.records import address_of, round_up
 from minitransformer.kernels.cpu.threads import run, thread_count
 
 TILES_PER_WORKER = 4  # at least, so that all finish at about the same time
@@ -100,8 +100,6 @@ def attention_backward(dy, saved, *, add_to=None):
     contiguous and that share no memory, as the parts of a packed projection's gradient are.
     """
     check_gradient(dy, saved.q)
-    if not usable():
-        return _backward_of_definition(dy, saved)
     dq, dk, dv = _accumulators((saved.q, saved.k, saved.v), add_to or (None, None, None))
     if dq.size and dk.size:
         dy = _make_rows_contiguous(dy)
@@ -162,14 +160,14 @@ def _describe(saved, **fields):
     """Return the record ``PROBLEM`` of a call, with the ``fields`` that depend on the pass."""
     batch, queries, heads, head_width = saved.q.shape
     keys, kv_heads = saved.k.shape[1:3]
-    kv_len, prefix_len, offset = (_address(part) for part in saved.mask)
+    kv_len, prefix_len, offset = (address_of(part) for part in saved.mask)
     key = saved.key or Key(0)
     if saved.bias is not None:
         fields["bias"] = _locate(saved.bias.transpose(0, 2, 1, 3))
     if saved.largest is not None:
-        fields |= {"largest": _address(saved.largest), "peak": _address(saved.peak)}
+        fields |= {"largest": address_of(saved.largest), "peak": address_of(saved.peak)}
         fields["room"] = saved.largest.shape[2]
-    return make_problem(
+    return PROBLEM(
         q=_locate(saved.q),
         k=_locate(saved.k),
         v=_locate(saved.v),
@@ -193,13 +191,9 @@ def _describe(saved, **fields):
     )
 
 
-def _address(array):
-    return array.__array_interface__["data"][0]
-
-
 def _locate(array):
     """Return the fields ``STRIDED`` of an array (B, T, H, K)."""
-    return _address(array), *array.strides[:3]
+    return address_of(array), *array.strides[:3]
 
 
 def _broadcast_mask(mask, batch):
@@ -245,11 +239,3 @@ def _is_usable(owner, array):
         and owner.strides[-1] == owner.itemsize
         and owner.flags.writeable
     )
-
-
-def _backward_of_definition(dy, saved):
-    settings = {name: getattr(saved, name) for name in ("mask", "bias", "scale", "dropout", "key")}
-    _, of_definition = functional.attention(
-        saved.q, saved.k, saved.v, **settings | {"mask": functional.Mask(*saved.mask)}
-    )
-    return functional.attention_backward(dy, of_definition)

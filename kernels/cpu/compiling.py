@@ -52,7 +52,8 @@ class CompiledKernel:
 
     def __init__(self, function, record, seconds):
         self.function = function
-        self.signature = types.int64(types.CPointer(numba.from_dtype(record)), types.int64)
+        argument = types.int64 if record is None else types.CPointer(numba.from_dtype(record.dtype))
+        self.signature = types.int64(argument, types.int64)
         self.seconds = seconds
         self._address = None
 
@@ -71,7 +72,10 @@ class CompiledKernel:
 
 
 def kernel(record, seconds):
-    """Make a ``CompiledKernel`` of the decorated function; compiling it takes about ``seconds``."""
+    """Make a ``CompiledKernel`` of the decorated function; compiling it takes about ``seconds``.
+
+    ``record`` is its ``Layout``; None: the function takes an address. With 0 seconds nothing is announced.
+    """
     return lambda function: CompiledKernel(function, record, seconds)
 
 
@@ -130,7 +134,7 @@ class _Announcement(event.Listener):
         self.name, self.seconds, self.start, self.when = name, seconds, None, "once"
 
     def on_start(self, _):
-        if self.start is None:
+        if self.start is None and self.seconds:
             self.start = time.perf_counter()
             self.say(f"compiling {self.name}, {self.when}, about {self.seconds} s …")
 

@@ -1,6 +1,6 @@
 """The micro-kernel of which every matrix product here is composed, and the transposition of a square.
 
-``product`` computes a tile of ROWS × (2 LANES) results, which stay in registers during the summation:
+``product`` computes a tile of results, rows of vectors, which stay in registers during the summation:
 
     out[r, :] = Σ_t left[r, t] · right[t, :]
 
@@ -34,6 +34,7 @@ ROWS = 8 if REGISTERS == 32 else 4
 @intrinsic(prefer_literal=True)
 def product(
     typingctx,
+    rows,
     vectors,
     out,
     out_row_bytes,
@@ -43,18 +44,18 @@ def product(
     right,
     right_step_bytes,
     depth,
-    rescale,
+    start,
 ):
-    """Compute one tile, ROWS × (``vectors`` · LANES), over ``depth`` steps.
+    """Compute one tile, ``rows`` × (``vectors`` · LANES), over ``depth`` steps.
 
-    The sums start at zero if ``rescale`` is None; otherwise it is the address of one factor per column, and
-    the sums start at ``out`` times these.
+    The sums start at zero if ``start`` is None. If it is a boolean, they start at ``out`` where it is true.
+    Otherwise it is the address of one factor per column, and the sums start at ``out`` times these.
     """
-    vector_count = vectors.literal_value
+    row_count, vector_count = rows.literal_value, vectors.literal_value
 
     def emit(context, builder, sig, args):
         (
-            _,
+            *_,
             out,
             out_row_bytes,
             left,
@@ -63,28 +64,30 @@ def product(
             right,
             right_step_bytes,
             depth,
-            rescale,
+            start,
         ) = args
+        zeros = ir.Constant(ir.VectorType(FLOAT, LANES), [0.0] * LANES)
 
         def column(base, number):
             return builder.add(base, ir.Constant(base.type, number * VECTOR_BYTES))
 
         row_addresses, out_addresses = [], []
-        for r in range(ROWS):
+        for r in range(row_count):
             number = ir.Constant(out.type, r)
             row_addresses.append(builder.add(left, builder.mul(number, left_row_bytes)))
             out_addresses.append(builder.add(out, builder.mul(number, out_row_bytes)))
+        places = [column(address, c) for address in out_addresses for c in range(vector_count)]
 
-        sums = []
-        for address in out_addresses:
-            for c in range(vector_count):
-                if isinstance(sig.args[-1], types.NoneType):
-                    start = ir.Constant(ir.VectorType(FLOAT, LANES), [0.0] * LANES)
-                else:
-                    start = builder.fmul(
-                        load_at(builder, column(address, c)), load_at(builder, column(rescale, c))
-                    )
-                sums.append(cgutils.alloca_once_value(builder, start))
+        sums = [cgutils.alloca_once_value(builder, zeros) for _ in places]
+        if isinstance(sig.args[-1], types.Boolean):
+            with builder.if_then(start):
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(load_at(builder, place), total)
+        elif not isinstance(sig.args[-1], types.NoneType):
+            factors = [load_at(builder, column(start, c)) for c in range(vector_count)]
+            for index, (total, place) in enumerate(zip(sums, places, strict=True)):
+                factor = factors[index % vector_count]
+                builder.store(builder.fmul(load_at(builder, place), factor), total)
 
         with cgutils.for_range(builder, depth) as loop:
             across = builder.mul(loop.index, left_step_bytes)
@@ -96,12 +99,11 @@ def product(
                     total = sums[r * vector_count + c]
                     builder.store(multiply_add(builder, one, factor, builder.load(total)), total)
 
-        for r, address in enumerate(out_addresses):
-            for c in range(vector_count):
-                store_at(builder, builder.load(sums[r * vector_count + c]), column(address, c))
+        for total, place in zip(sums, places, strict=True):
+            store_at(builder, builder.load(total), place)
         return context.get_dummy_value()
 
-    return types.void(vectors, *[types.int64] * 8, rescale), emit
+    return types.void(rows, vectors, *[types.int64] * 8, start), emit
 
 
 @intrinsic

@@ -1,85 +1,165 @@
-"""The thread pool that runs kernels: OpenMP's, through Numba.
+"""The pool of threads that runs kernels.
 
-Idle threads sleep. If they spun, as OpenMP's do by default, they would occupy the cores that the threads of
-NumPy's BLAS need between two kernels.
+A call writes what is to be run to the job, opens it, wakes the other workers and works itself. Workers take
+tasks until none is left. Then the call closes the job, and waits only for workers that are in the middle of a
+task. A worker that another process kept from starting finds the job closed: a core that is taken away costs
+the call what it would have computed, and no more. At a barrier, all would wait for it.
+
+Between two calls a worker looks for the next job for some microseconds, then sleeps.
 """
 
 import contextlib
+import ctypes
 import functools
-import importlib
 import os
 import threading
-import warnings
+import time
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from minitransformer.kernels.cpu.compiling import OPTIONS, compile_once
+from minitransformer.kernels.cpu.compiling import kernel
+from minitransformer.kernels.cpu.records import address_of
+from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause
 
-WORK = np.dtype([(name, np.int64) for name in ("counter", "scratch", "scratch_bytes")])
-"""What workers share: the address of a counter of tasks, and of scratch memory, so many bytes per worker."""
+JOB = np.dtype([(name, np.int64) for name in ("calls", "inside", "kernel", "record", "workers", "asleep")])
+"""The number of calls so far, the workers that have entered (CLOSED more while none may), the addresses of a
+kernel and its record, how many may work, and the address of a flag per worker."""
+CALLS, INSIDE, KERNEL, RECORD, WORKERS, ASLEEP = (JOB.fields[name][1] for name in JOB.names)
+CLOSED = 2**32
+LOOKS = 1000  # at the job, each some 20 nanoseconds, before a worker sleeps
 
-_starting = threading.Lock()
-_lock = threading.Lock()  # one call at a time: it uses every core, and some pools forbid concurrent calls
+_lock = threading.Lock()  # one call at a time: it uses every core
+_limit = None
 
 
 def thread_count():
-    """Return the number of threads that kernels may use, as set by ``numba.set_num_threads``."""
-    return numba.get_num_threads() if threading_layer() else 1
+    """Return the number of threads that kernels may use: that of Numba, or fewer under ``limit_threads``."""
+    return _limit or numba.config.NUMBA_NUM_THREADS
+
+
+@contextlib.contextmanager
+def limit_threads(count):
+    """Within this block kernels use at most ``count`` threads, in the whole process."""
+    global _limit  # noqa: PLW0603  a property of the process
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 1 <= count <= most:
+        raise ValueError(f"limit_threads: count is {count}; expected 1 to {most} (NUMBA_NUM_THREADS)")
+    before, _limit = _limit, count
+    try:
+        yield
+    finally:
+        _limit = before
 
 
 def run(kernel, record, scratch_floats, workers):
     """Run ``kernel`` on a ``record`` in ``workers`` threads, with ``scratch_floats`` floats for each."""
-    address, launch = kernel.address(), _launcher()
+    address = kernel.address()
     scratch = np.empty((workers, scratch_floats + 32), np.float32)  # room to align to a cache line
     counter = np.zeros(1, np.int64)
     record["work"] = counter.ctypes.data, scratch.ctypes.data, scratch.strides[0]
     with _lock:
-        launch(address, record.ctypes.data, workers)
+        _pool().run(address, record.ctypes.data, workers)
 
 
-def threading_layer():
-    """Start Numba's threads; return their layer ("omp", "tbb" or "workqueue"), or None if there is none."""
-    with _starting:
-        return _start_layer()
+class _Pool:
+    """Threads that wait for jobs. The thread that calls ``run`` is worker 0."""
+
+    def __init__(self):
+        self.asleep = np.zeros(numba.config.NUMBA_NUM_THREADS, np.int64)
+        self.job = np.zeros(1, JOB)
+        self.job["inside"], self.job["asleep"] = CLOSED, address_of(self.asleep)
+        self.address, self.fields = address_of(self.job), self.job[0]
+        parts = (part.address() for part in (open_job, work_and_close, wait_for_jobs))
+        self.open, self.work_and_close, self.wait = map(_FUNCTION, parts)
+        self.wake = [None]  # by worker, a lock that is released to wake it
+
+    def run(self, kernel, record, workers):
+        self.fields["kernel"], self.fields["record"], self.fields["workers"] = kernel, record, workers
+        while len(self.wake) < workers:
+            self._start(len(self.wake))
+        self.open(self.address, 0)
+        for worker in range(1, workers):
+            if self.asleep[worker]:
+                self.asleep[worker] = 0
+                self.wake[worker].release()
+        self.work_and_close(self.address, 0)
+        while self.fields["inside"] != CLOSED:
+            time.sleep(0)  # a worker is in the middle of a task
+
+    def _start(self, worker):
+        lock = threading.Lock()
+        lock.acquire()
+        self.wake.append(lock)
+        threading.Thread(target=self._serve, args=(worker, lock), daemon=True).start()
+
+    def _serve(self, worker, lock):
+        while True:
+            self.wait(self.address, worker)
+            lock.acquire()
+
+
+_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)  # called without Python's lock
 
 
 @functools.cache
-def _start_layer():
-    _load_pool()
-    try:
-        numba.get_num_threads()  # starts them
-    except ValueError as error:
-        warnings.warn(
-            f"Numba finds no threads ({' '.join(str(error).split())}), so kernels run on one",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return numba.threading_layer()
+def _pool():
+    return _Pool()
 
 
-@functools.cache
-def _launcher():
-    signature = "void(int64, int64, int64)"
-    if threading_layer() is None:
-        return numba.njit(signature, **OPTIONS)(_launch)
-
-    def compile_launch(cache):
-        return numba.njit(signature, parallel=True, cache=cache, **OPTIONS)(_launch)
-
-    return compile_once(compile_launch, "the thread launcher", 2)
+def _start_anew():
+    """Forget the threads of the process that this one was forked from, which it does not have."""
+    global _lock  # noqa: PLW0603  another thread may have held it
+    _lock = threading.Lock()
+    _pool.cache_clear()
 
 
-def _launch(function, record, workers):
-    if workers == 1:
-        call_function(function, record, 0)
-    else:
-        for worker in prange(workers):
-            call_function(function, record, worker)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+@kernel(None, seconds=0)
+def open_job(job, _):
+    """Let workers enter."""
+    add_atomically(job + CALLS, 1)
+    return add_atomically(job + INSIDE, -CLOSED)
+
+
+@kernel(None, seconds=0)
+def work_and_close(job, worker):
+    """Work, let no other worker enter, and wait a little for those inside."""
+    call_function(load_integer(job + KERNEL), load_integer(job + RECORD), worker)
+    add_atomically(job + INSIDE, CLOSED)
+    looks = 0
+    while look_at(job + INSIDE) != CLOSED and looks < LOOKS:
+        pause()
+        looks += 1
+    return 0
+
+
+@kernel(None, seconds=0)
+def wait_for_jobs(job, worker):
+    """Look for jobs and work; return when there was none for a while, marked as asleep."""
+    asleep = load_integer(job + ASLEEP) + 8 * worker
+    add_atomically(asleep, -look_at(asleep))
+    seen, looks = 0, 0
+    while looks < LOOKS:
+        calls = look_at(job + CALLS)
+        if calls != seen:
+            seen, looks = calls, 0
+            if add_atomically(job + INSIDE, 1) < CLOSED and worker < load_integer(job + WORKERS):
+                call_function(load_integer(job + KERNEL), load_integer(job + RECORD), worker)
+            add_atomically(job + INSIDE, -1)
+        pause()
+        looks += 1
+        if looks == LOOKS:
+            add_atomically(asleep, 1)
+            if look_at(job + CALLS) != seen and add_atomically(asleep, -1) == 1:
+                looks = 0  # a job was opened before it could be seen that this worker sleeps
+    return 0
 
 
 @intrinsic
@@ -92,17 +172,3 @@ def call_function(typingctx, function, record, worker):
         return builder.call(builder.inttoptr(args[0], pointer), args[1:])
 
     return types.int64(types.int64, types.int64, types.int64), emit
-
-
-def _load_pool():
-    """Load OpenMP where there is one, with idle threads set to sleep; it reads that setting only now."""
-    if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = policy or "passive"
-    try:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("numba.np.ufunc.omppool")
-    finally:
-        if policy is None:
-            del os.environ["OMP_WAIT_POLICY"]

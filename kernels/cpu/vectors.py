@@ -16,6 +16,7 @@ a variable.
 
 import operator
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -286,9 +287,32 @@ def add_atomically(typingctx, address, amount):
     """Add to the int64 at ``address``, atomically; return its value before."""
 
     def emit(context, builder, sig, args):
-        return builder.atomic_rmw("add", pointer(builder, args[0], LONG), args[1], "monotonic")
+        return builder.atomic_rmw("add", pointer(builder, args[0], LONG), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def look_at(typingctx, address):
+    """Return the int64 at ``address`` as it is now, even if another thread has just written it."""
+
+    def emit(context, builder, sig, args):
+        return builder.load_atomic(pointer(builder, args[0], LONG), "seq_cst", 8)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def pause(typingctx):
+    """Let the core rest for some cycles, in a loop that waits for another thread."""
+
+    def emit(context, builder, sig, args):
+        machine = llvm.get_process_triple()
+        if machine.startswith(("x86_64", "i686", "amd64")):
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), emit
 
 
 @intrinsic

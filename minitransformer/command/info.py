@@ -56,7 +56,7 @@ def _describe_cache():
 
 
 def _describe_kernels():
-    if not kernels.cpu.has_numba():
+    if not kernels.cpu.usable():
         return {"kernels": "none: Numba is missing or switched off, so every operation runs its definition"}
     from minitransformer.kernels.cpu.report import report  # noqa: PLC0415  loads Numba
 

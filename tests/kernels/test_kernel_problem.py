@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformer.kernels.cpu import compiling
-from minitransformer.kernels.cpu.problem import PROBLEM, make_problem
+from minitransformer.kernels.cpu.attention_problem import PROBLEM, make_problem
 from tutorials.source_imports import imported_modules, modules
 
 
@@ -38,7 +38,7 @@ def test_the_cache_depends_on_every_file_that_kernels_import():
         module = waiting.pop()
         found.add(module)
         waiting |= imported_modules(module, known) - found
-    assert {"functional.philox", "arrays", "kernels.cpu.tiles"} <= found
+    assert {"functional.philox", "arrays", "kernels.cpu.attention_tiles"} <= found
     assert {known[module] for module in found} <= set(compiling.sources())
 
 

@@ -9,9 +9,10 @@ An array "in lanes" of a head's rows is likewise (head_width, queries), with a l
 
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.functional.philox import MULTIPLIERS, WEYL
+from minitransformer.kernels.cpu.attention_problem import count_visible, padded_width, row_of
 from minitransformer.kernels.cpu.compiling import inline
-from minitransformer.kernels.cpu.problem import count_visible, padded_width, round_up, row_of
 from minitransformer.kernels.cpu.products import ROWS, product, transpose
+from minitransformer.kernels.cpu.records import round_up
 from minitransformer.kernels.cpu.vectors import (
     LANES,
     VECTOR_BYTES,
@@ -117,7 +118,7 @@ def multiply_rows_by_lanes(out, queries, lane, x, rows, y, head_width):
     row_bytes = 4 * padded_width(head_width)
     for row in range(0, rows, ROWS):
         target, left, right = out + 4 * (row * queries + lane), x + row * row_bytes, y + 4 * lane
-        product(2, target, 4 * queries, left, row_bytes, 4, right, 4 * queries, head_width, None)
+        product(ROWS, 2, target, 4 * queries, left, row_bytes, 4, right, 4 * queries, head_width, None)
 
 
 @inline
@@ -130,7 +131,7 @@ def add_weighted_rows(out, queries, lane, x, rows, weights, head_width, rescale)
     for column in range(0, head_width, ROWS):
         target, left = out + 4 * (column * queries + lane), x + 4 * column
         right, factors = weights + 4 * lane, rescale + 4 * lane
-        product(2, target, 4 * queries, left, 4, row_bytes, right, 4 * queries, rows, factors)
+        product(ROWS, 2, target, 4 * queries, left, 4, row_bytes, right, 4 * queries, rows, factors)
 
 
 @inline
@@ -144,9 +145,9 @@ def add_lanes_times_rows(out, row_bytes, weights, queries, first, rows, x, end, 
             target, left = out + row * row_bytes + 4 * column, weights + 4 * (row * queries + first)
             right = x + first * row_bytes + 4 * column
             if head_width - column > LANES:
-                product(2, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
+                product(ROWS, 2, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
             else:
-                product(1, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
+                product(ROWS, 1, target, row_bytes, left, 4 * queries, 4, right, row_bytes, end - first, ones)
 
 
 @inline

@@ -8,17 +8,14 @@ appears, both sums are scaled down. Scores exist for one block at a time.
 from numba import carray
 from numba.extending import register_jitable
 
-from minitransformer.kernels.cpu.compiling import inline, kernel
-from minitransformer.kernels.cpu.problem import (
+from minitransformer.kernels.cpu.attention_problem import (
     PROBLEM,
     count_visible,
     padded_width,
     row_of,
-    scratch_of,
     statistics_of,
-    take_task,
 )
-from minitransformer.kernels.cpu.tiles import (
+from minitransformer.kernels.cpu.attention_tiles import (
     COLUMNS,
     HIDDEN,
     KEY_BLOCK,
@@ -35,6 +32,8 @@ from minitransformer.kernels.cpu.tiles import (
     transpose_in,
     transpose_out,
 )
+from minitransformer.kernels.cpu.compiling import inline, kernel
+from minitransformer.kernels.cpu.records import scratch_of, take_task
 from minitransformer.kernels.cpu.vectors import VECTOR_BYTES, exp2, load, maximum, splat, store, where
 
 QUERY_BLOCK = COLUMNS  # queries whose scores exist at a time

@@ -7,17 +7,10 @@ softmax between them. For each key all heads are computed before the next key, i
 from numba import carray
 from numba.extending import register_jitable
 
+from minitransformer.kernels.cpu.attention_problem import PROBLEM, count_visible, padded_width, row_of
+from minitransformer.kernels.cpu.attention_tiles import HIDDEN, INVISIBLE, KEY_BLOCK, LOG2_E, fill
 from minitransformer.kernels.cpu.compiling import inline, kernel
-from minitransformer.kernels.cpu.problem import (
-    PROBLEM,
-    count_visible,
-    padded_width,
-    round_up,
-    row_of,
-    scratch_of,
-    take_task,
-)
-from minitransformer.kernels.cpu.tiles import HIDDEN, INVISIBLE, KEY_BLOCK, LOG2_E, fill
+from minitransformer.kernels.cpu.records import round_up, scratch_of, take_task
 from minitransformer.kernels.cpu.vectors import (
     LANES,
     VECTOR_BYTES,

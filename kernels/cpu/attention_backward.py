@@ -12,19 +12,14 @@ is dscores = e · (dP − delta).
 from numba import carray
 from numba.extending import register_jitable
 
-from minitransformer.kernels.cpu.compiling import inline, kernel
-from minitransformer.kernels.cpu.problem import (
+from minitransformer.kernels.cpu.attention_problem import (
     PROBLEM,
     count_visible,
     padded_width,
-    round_up,
     row_of,
-    scratch_of,
     statistics_of,
-    take_task,
 )
-from minitransformer.kernels.cpu.products import ROWS
-from minitransformer.kernels.cpu.tiles import (
+from minitransformer.kernels.cpu.attention_tiles import (
     COLUMNS,
     KEY_BLOCK,
     LOG2_E,
@@ -42,6 +37,9 @@ from minitransformer.kernels.cpu.tiles import (
     transpose_in,
     transpose_out,
 )
+from minitransformer.kernels.cpu.compiling import inline, kernel
+from minitransformer.kernels.cpu.products import ROWS
+from minitransformer.kernels.cpu.records import round_up, scratch_of, take_task
 from minitransformer.kernels.cpu.vectors import (
     LANES,
     VECTOR_BYTES,

@@ -1,0 +1,77 @@
+"""The records by which kernels get their arguments: addresses, strides and numbers, read in place.
+
+A kernel is a function of one address. What stands there is a ``Layout``: named numbers of eight bytes.
+"""
+
+import struct
+
+import numpy as np
+from numba.extending import register_jitable
+
+from minitransformer.kernels.cpu.compiling import inline
+from minitransformer.kernels.cpu.vectors import add_atomically
+
+WORK = np.dtype([(name, np.int64) for name in ("counter", "scratch", "scratch_bytes")])
+"""What workers share: the address of a counter of tasks, and of scratch memory, so many bytes per worker."""
+
+MATRIX = np.dtype([(name, np.int64) for name in ("address", "row_bytes", "column_bytes")])
+"""A matrix: the address of its first element, and its strides. The address is 0 if there is none."""
+
+
+class Layout:
+    """The names and types of a kernel's arguments, int64 unless a type is given; called, it makes a record.
+
+    Packing all numbers at once is much faster than setting as many fields of a NumPy record.
+    """
+
+    def __init__(self, *fields):
+        named = [(field, np.int64) if isinstance(field, str) else field for field in fields]
+        self.dtype = np.dtype([*named, ("work", WORK)])
+        self._packed = struct.Struct("=" + _format_of(self.dtype))
+        self._zeros = {name: (0,) * len(_format_of(self.dtype[name])) for name in self.dtype.names}
+
+    def __call__(self, **fields):
+        """Return a record with ``fields``, numbers or tuples of them; fields not given are 0."""
+        values = self._zeros | fields  # in the order of the layout
+        if len(values) > len(self._zeros):
+            unknown = ", ".join(fields.keys() - self._zeros.keys())
+            raise TypeError(f"there is no field {unknown}; expected {', '.join(self.dtype.names)}")
+        numbers = []
+        for value in values.values():
+            numbers.extend(value if isinstance(value, tuple) else (value,))
+        return np.frombuffer(bytearray(self._packed.pack(*numbers)), self.dtype)
+
+
+def _format_of(dtype):
+    """Return the format by which ``struct`` packs the numbers of ``dtype``."""
+    if dtype.names is None:
+        return {"i": "q", "f": "d"}[dtype.kind]
+    return "".join(_format_of(dtype[name]) for name in dtype.names)
+
+
+def address_of(array):
+    """Return the address of the first element of ``array``, or 0 for None."""
+    return 0 if array is None else array.__array_interface__["data"][0]
+
+
+def locate(matrix):
+    """Return the fields ``MATRIX`` of a matrix, or zeros for None."""
+    return (0, 0, 0) if matrix is None else (address_of(matrix), *matrix.strides)
+
+
+@register_jitable
+def round_up(number, unit):
+    """Return the first multiple of ``unit`` that is not below ``number``."""
+    return (number + unit - 1) // unit * unit
+
+
+@inline
+def take_task(record):
+    """Return the number of a task that no other worker has taken."""
+    return add_atomically(record.work.counter, 1)
+
+
+@inline
+def scratch_of(record, worker):
+    """Return the address of a worker's scratch memory, aligned to a cache line."""
+    return round_up(record.work.scratch + worker * record.work.scratch_bytes, 64)
