@@ -32,6 +32,13 @@ class Kernel(NamedTuple):
         return importlib.import_module(self.module)
 
 
+def _on_the_cpu(accepts, file):
+    return (Kernel(("float32",), accepts, f"minitransformer.kernels.cpu.{file}"),)
+
+
 KERNELS = {
-    "attention": (Kernel(("float32",), cpu.accepts_attention, "minitransformer.kernels.cpu.attention"),),
+    "attention": _on_the_cpu(cpu.accepts_attention, "attention"),
+    "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
+    "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
+    "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),
 }

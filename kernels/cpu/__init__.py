@@ -33,7 +33,9 @@ import warnings
 
 import numpy as np
 
-WORTH = 1_000_000  # multiplications in q kᵀ; with fewer, a definition is as fast as loading and calling Numba
+# multiplications, of attention those in q kᵀ; with fewer, a definition is as fast as loading Numba
+WORTH = 1_000_000
+FEWEST_ROWS = 16  # with fewer, packing the weights costs more than the product
 
 
 def accepts_attention(q, k, v, **settings):
@@ -41,6 +43,18 @@ def accepts_attention(q, k, v, **settings):
     if not all(type(x) is np.ndarray and x.ndim == 4 for x in (q, k, v)):
         return False
     return q.size * k.shape[1] >= WORTH and usable()
+
+
+def accepts_linear(x, weight, bias, **settings):
+    """Return True for arrays of NumPy, where kernels can run and there is enough to compute."""
+    if not (type(x) is type(weight) is np.ndarray and weight.ndim == 2 and x.ndim >= 1 and x.size):
+        return False
+    return x.size >= FEWEST_ROWS * x.shape[-1] and x.size * weight.shape[1] >= WORTH and usable()
+
+
+def accepts_linear_cross_entropy(h, table, bias, **settings):
+    """Return True for arrays of NumPy, where kernels can run and there is enough to compute."""
+    return table.ndim == 2 and accepts_linear(h, table.T, bias)
 
 
 @functools.cache

@@ -136,6 +136,17 @@ def store_first(typingctx, address, floats, count):
 
 
 @intrinsic
+def keep_first(typingctx, floats, count):
+    """Return ``floats`` with zeros after the first ``count`` lanes."""
+
+    def emit(context, builder, sig, args):
+        zeros = ir.Constant(args[0].type, [0.0] * LANES)
+        return builder.select(first_lanes(builder, args[1]), args[0], zeros)
+
+    return FLOATS(FLOATS, types.int64), emit
+
+
+@intrinsic
 def load_integer(typingctx, address):
     """Return the int64 at ``address``."""
     kind = LONG

@@ -35,17 +35,7 @@ def cross_entropy(logits, *, targets, ignore_index=IGNORED, label_smoothing=0.0)
         dlogits = dtotal · (p − q),   0 in ignored rows
     """
     xp = array_module(logits)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected 0 to 1")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"cross_entropy: logits have shape {logits.shape} and targets {targets.shape}; "
-            f"expected targets of shape {logits.shape[:-1]}"
-        )
-    check_ids("cross_entropy", xp.where(targets == ignore_index, 0, targets), logits.shape[-1], "target")
-    targets = targets.reshape(-1)
-    counted = targets != ignore_index
-    targets = xp.where(counted, targets, 0)
+    targets, counted = check_targets(logits.shape, targets, ignore_index, label_smoothing)
 
     log_p, _ = log_softmax(logits.reshape(targets.size, logits.shape[-1]))  # (N, V)
     rows = xp.arange(targets.size)
@@ -67,3 +57,22 @@ def cross_entropy_backward(dtotal, saved):
     dlogits[xp.arange(targets.size), targets] -= 1 - label_smoothing  # p − q
     dlogits *= (counted * dtotal).astype(dlogits.dtype)[:, None]  # dtotal · (p − q), or 0
     return (dlogits.reshape(log_p.shape),)
+
+
+def check_targets(shape, targets, ignore_index, label_smoothing):
+    """Return the targets (N,) of logits of a ``shape`` (…, V), 0 where ignored, and which count (N,).
+
+    Raises ValueError for what ``cross_entropy`` does not take.
+    """
+    xp = array_module(targets)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected 0 to 1")
+    if targets.shape != shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: logits have shape {shape} and targets {targets.shape}; "
+            f"expected targets of shape {shape[:-1]}"
+        )
+    check_ids("cross_entropy", xp.where(targets == ignore_index, 0, targets), shape[-1], "target")
+    targets = targets.reshape(-1)
+    counted = targets != ignore_index
+    return xp.where(counted, targets, 0), counted

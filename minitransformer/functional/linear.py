@@ -27,13 +27,7 @@ def linear(x, weight, bias):
         dweight_df = Σ_n x_nd dy_nf        →  dweight = xᵀ · dy   (every row adds its outer product)
         dbias_f    = Σ_n dy_nf
     """
-    if x.shape[-1] != weight.shape[0]:
-        raise ValueError(
-            f"linear: x has shape {x.shape} and weight {weight.shape}; "
-            f"the last axis of x must be as long as the first of weight"
-        )
-    if bias is not None and bias.shape != weight.shape[1:]:
-        raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
+    check_linear(x, weight, bias)
     y = flatten_rows(x) @ weight  # (N, F)
     if bias is not None:
         y += bias
@@ -50,6 +44,17 @@ def linear_backward(dy, saved, *, add_to=None):
     dweight = add_product(weight_owner, flatten_rows(x).T, dy_rows)  # xᵀ · dy
     dbias = dy_rows.sum(axis=0) if has_bias else None
     return dx, dweight, dbias
+
+
+def check_linear(x, weight, bias):
+    """Raise ValueError unless the shapes of the arguments of ``linear`` fit."""
+    if x.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"linear: x has shape {x.shape} and weight {weight.shape}; "
+            f"the last axis of x must be as long as the first of weight"
+        )
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
 
 
 def flatten_rows(x):
