@@ -290,18 +290,25 @@ def _finish(record, first, count, column, columns):
     """Apply the epilogue to ``count`` rows from ``first`` on."""
     if record.bias == 0 and record.gelu == 0:
         return
+    whole = columns // LANES * LANES
     for row in range(first, first + count):
         out = record.out.address + row * record.out.row_bytes + 4 * column
         slope = record.slope.address + row * record.slope.row_bytes + 4 * column
-        for index in range(0, columns, LANES):
-            width = min(LANES, columns - index)
-            y = load_first(out + 4 * index, width)
-            if record.bias:
-                y = y + load_first(record.bias + 4 * (column + index), width)
-            if record.gelu == 1:
-                y, derivative = gelu_exact(y)
-                store_first(slope + 4 * index, derivative, width)
-            elif record.gelu == 2:
-                y, derivative = gelu_tanh(y)
-                store_first(slope + 4 * index, derivative, width)
-            store_first(out + 4 * index, y, width)
+        bias = record.bias + 4 * column if record.bias else 0
+        for place in range(0, 4 * whole, VECTOR_BYTES):
+            y = load(out + place)
+            if bias:
+                y = y + load(bias + place)
+            if record.gelu:
+                y, derivative = gelu_exact(y) if record.gelu == 1 else gelu_tanh(y)
+                store(slope + place, derivative)
+            store(out + place, y)
+        if whole < columns:  # masked stores are slow on some processors
+            place, width = 4 * whole, columns - whole
+            y = load_first(out + place, width)
+            if bias:
+                y = y + load_first(bias + place, width)
+            if record.gelu:
+                y, derivative = gelu_exact(y) if record.gelu == 1 else gelu_tanh(y)
+                store_first(slope + place, derivative, width)
+            store_first(out + place, y, width)

@@ -28,17 +28,20 @@ class Layout:
         named = [(field, np.int64) if isinstance(field, str) else field for field in fields]
         self.dtype = np.dtype([*named, ("work", WORK)])
         self._packed = struct.Struct("=" + _format_of(self.dtype))
-        self._zeros = {name: (0,) * len(_format_of(self.dtype[name])) for name in self.dtype.names}
+        self._zeros = [0] * len(_format_of(self.dtype))
+        self._places = {name: self.dtype.fields[name][1] // 8 for name in self.dtype.names}
 
     def __call__(self, **fields):
         """Return a record with ``fields``, numbers or tuples of them; fields not given are 0."""
-        values = self._zeros | fields  # in the order of the layout
-        if len(values) > len(self._zeros):
-            unknown = ", ".join(fields.keys() - self._zeros.keys())
-            raise TypeError(f"there is no field {unknown}; expected {', '.join(self.dtype.names)}")
-        numbers = []
-        for value in values.values():
-            numbers.extend(value if isinstance(value, tuple) else (value,))
+        numbers = self._zeros.copy()
+        for name, value in fields.items():
+            if name not in self._places:
+                raise TypeError(f"there is no field {name}; expected one of {', '.join(self.dtype.names)}")
+            place = self._places[name]
+            if isinstance(value, tuple):
+                numbers[place : place + len(value)] = value
+            else:
+                numbers[place] = value
         return np.frombuffer(bytearray(self._packed.pack(*numbers)), self.dtype)
 
 
