@@ -12,6 +12,8 @@ The epilogue is applied to each block of rows while it is in the cache: a bias, 
 derivative, so that its backward is one multiplication and the affine map's result is never stored.
 """
 
+import functools
+
 import numpy as np
 from numba import carray
 
@@ -69,7 +71,9 @@ def multiply(out, left, right, add=False, bias=None, gelu=None, slope=None, sums
     left, right = (_make_an_axis_contiguous(matrix) for matrix in (left, right))
     depth = left.shape[1]
     workers = max(1, min(thread_count(), int(rows * columns * max(depth, 1) / WORTH_A_THREAD)))
-    task_rows, task_columns = _choose_task(rows, columns, TASKS_PER_WORKER * workers if workers > 1 else 1)
+    task_rows, task_columns = _choose_task(
+        rows, columns, left.strides[1] != 4, right.strides[1] != 4, workers
+    )
     record = PRODUCT(
         out=locate(out),
         left=locate(left),
@@ -88,17 +92,29 @@ def multiply(out, left, right, add=False, bias=None, gelu=None, slope=None, sums
     run(matrix_product, record, _scratch_floats(task_columns), workers)
 
 
-def _choose_task(rows, columns, tasks):
-    """Return the rows and columns of a task: the largest that give ``tasks`` tasks, within limits."""
-    task_columns = min(MOST_COLUMNS, round_up(columns, PANEL))
-    while True:
+@functools.cache
+def _choose_task(rows, columns, left_is_transposed, right_is_transposed, workers):
+    """Return the rows and columns of a task, those with which all workers together should end first.
+
+    Costs are counted in cycles per step of the depth: LANES · 2 multiplications in one, and what packing
+    takes. Each worker gets at least ``TASKS_PER_WORKER`` tasks, if they can be as large as a block of rows by
+    two panels.
+    """
+    left_cycles = 0.4 if left_is_transposed else 0.05  # per row that is packed
+    right_cycles = 1.0 if right_is_transposed else 0.3  # per column
+    choices = []
+    for task_columns in range(PANEL, min(MOST_COLUMNS, round_up(columns, PANEL)) + 1, PANEL):
         parts = -(-columns // task_columns)
-        task_rows = max(ROW_BLOCK, round_up(-(-rows * parts // tasks), ROWS))
-        if -(-rows // task_rows) * parts >= tasks or task_columns <= 3 * LANES:
-            return task_rows, task_columns
-        task_columns = max(PANEL, round_up(task_columns // 2, PANEL))
-        if task_columns == PANEL:
-            return max(ROW_BLOCK, round_up(-(-rows * -(-columns // PANEL) // tasks), ROWS)), PANEL
+        for row_parts in range(1, max(1, rows // ROW_BLOCK) + 1):
+            task_rows = round_up(-(-rows // row_parts), ROWS)
+            tasks = parts * row_parts
+            packing = left_cycles * task_rows + right_cycles * task_columns
+            cycles = task_rows * task_columns / (2 * LANES) + packing
+            rounds = -(-tasks // workers)
+            few = workers > 1 and rounds < TASKS_PER_WORKER
+            choices.append((few, cycles * rounds, -task_columns, task_rows))
+    few, _, task_columns, task_rows = min(choices)
+    return task_rows, -task_columns
 
 
 def _make_an_axis_contiguous(matrix):
@@ -139,12 +155,10 @@ def _compute(record, row, rows, column, columns, scratch):
             _add_sums(record.sums + 4 * column, columns, steps, scratch)
         for first in range(row, row + rows, ROW_BLOCK):
             count = min(ROW_BLOCK, row + rows - first)
-            row_bytes, step_bytes = _pack_left(record, first, count, start, steps, left_block)
+            packed = _pack_left(record, first, count, start, steps, left_block)
             add = record.add != 0 or start > 0
             out = record.out.address + first * record.out.row_bytes + 4 * column
-            _multiply_blocks(
-                record, out, count, columns, left_block, row_bytes, step_bytes, scratch, steps, tile, add
-            )
+            _multiply_blocks(out, record.out.row_bytes, count, columns, packed, scratch, steps, tile, add)
             if start + DEPTH_BLOCK >= record.depth:
                 _finish(record, first, count, column, columns)
 
@@ -165,20 +179,23 @@ def _pack_right(record, start, steps, column, columns, block):
 
 @inline
 def _pack_left(record, first, count, start, steps, block):
-    """Copy ``count`` rows of ``left``, padded to whole tiles; return the strides of rows and of the depth.
+    """Pack ``count`` rows of ``left``; return where they are, and the last tile, which zeros fill up.
 
-    Rows stay rows, and columns that are contiguous stay contiguous: nothing is transposed.
+    That is the address and row stride of both, and the stride of the depth. Contiguous rows stay where they
+    are, but for those of the last tile; contiguous columns are copied. Nothing is transposed.
     """
     left = record.left
     origin = left.address + first * left.row_bytes + start * left.column_bytes
-    padded = round_up(count, ROWS)
+    whole = count // ROWS * ROWS
     if left.column_bytes == 4:
-        _copy(block, 4 * DEPTH_BLOCK, steps, origin, left.row_bytes, count, steps)
-        for row in range(count, padded):
+        tail = origin + whole * left.row_bytes
+        _copy(block, 4 * DEPTH_BLOCK, steps, tail, left.row_bytes, count - whole, steps)
+        for row in range(count - whole, ROWS):
             _copy(block + 4 * DEPTH_BLOCK * row, 0, steps, origin, 0, 1, 0)
-        return 4 * DEPTH_BLOCK, 4
+        return origin, left.row_bytes, block, 4 * DEPTH_BLOCK, 4
+    padded = round_up(count, ROWS)
     _copy(block, 4 * padded, padded, origin, left.column_bytes, steps, count)
-    return 4, 4 * padded
+    return block, 4, block + 4 * whole, 4, 4 * padded
 
 
 @inline
@@ -227,62 +244,53 @@ def _add_sums(sums, columns, steps, block):
 
 
 @inline
-def _multiply_blocks(
-    record, out, rows, columns, left, left_row_bytes, left_step_bytes, right, steps, tile, add
-):
+def _multiply_blocks(out, out_row_bytes, rows, columns, packed, right, steps, tile, add):
     """Multiply packed blocks; tiles that are not whole are computed aside and copied."""
-    out_row_bytes = record.out.row_bytes
+    left, left_row_bytes, tail, tail_row_bytes, step_bytes = packed
+    panel_bytes, whole = 4 * PANEL, rows // ROWS * ROWS
     for first in range(0, columns, PANEL):
         panel, width = right + 4 * first * steps, min(PANEL, columns - first)
         for row in range(0, rows, ROWS):
             height = min(ROWS, rows - row)
-            target, factors = out + row * out_row_bytes + 4 * first, left + row * left_row_bytes
-            if height == ROWS and width == PANEL:
+            target, factors, row_bytes = out + row * out_row_bytes + 4 * first, tail, tail_row_bytes
+            if row < whole:
+                factors, row_bytes = left + row * left_row_bytes, left_row_bytes
+            aside = height < ROWS or width < PANEL
+            place, place_bytes = target, out_row_bytes
+            if aside:
+                place, place_bytes = tile, panel_bytes
+                if add:
+                    _copy(tile, panel_bytes, PANEL, target, out_row_bytes, height, width)
+            if width > LANES:
                 product(
                     ROWS,
                     VECTORS,
-                    target,
-                    out_row_bytes,
+                    place,
+                    place_bytes,
                     factors,
-                    left_row_bytes,
-                    left_step_bytes,
+                    row_bytes,
+                    step_bytes,
                     panel,
-                    4 * PANEL,
+                    panel_bytes,
                     steps,
                     add,
                 )
             else:
-                if add:
-                    _copy(tile, 4 * PANEL, PANEL, target, out_row_bytes, height, width)
-                if width > LANES:
-                    product(
-                        ROWS,
-                        VECTORS,
-                        tile,
-                        4 * PANEL,
-                        factors,
-                        left_row_bytes,
-                        left_step_bytes,
-                        panel,
-                        4 * PANEL,
-                        steps,
-                        add,
-                    )
-                else:
-                    product(
-                        ROWS,
-                        1,
-                        tile,
-                        4 * PANEL,
-                        factors,
-                        left_row_bytes,
-                        left_step_bytes,
-                        panel,
-                        4 * PANEL,
-                        steps,
-                        add,
-                    )
-                _copy(target, out_row_bytes, width, tile, 4 * PANEL, height, width)
+                product(
+                    ROWS,
+                    1,
+                    place,
+                    place_bytes,
+                    factors,
+                    row_bytes,
+                    step_bytes,
+                    panel,
+                    panel_bytes,
+                    steps,
+                    add,
+                )
+            if aside:
+                _copy(target, out_row_bytes, width, tile, panel_bytes, height, width)
 
 
 @inline
