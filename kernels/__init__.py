@@ -5,9 +5,11 @@ only when it is needed, because Numba takes a second to load.
 """
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from minitransformer.arrays import name_of_type
 from minitransformer.kernels import cpu
 
 
@@ -25,11 +27,11 @@ class Kernel(NamedTuple):
     def takes(self, arrays):
         """Return True if all of ``arrays`` have one type, which is among those of the kernel."""
         types = {getattr(array, "dtype", None) for array in arrays if array is not None}
-        return len(types) == 1 and getattr(types.pop(), "name", None) in self.types
+        return len(types) == 1 and None not in types and name_of_type(types.pop()) in self.types
 
     def load(self):
         """Return the module, imported."""
-        return importlib.import_module(self.module)
+        return sys.modules.get(self.module) or importlib.import_module(self.module)
 
 
 def _on_the_cpu(accepts, file):

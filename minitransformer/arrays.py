@@ -4,6 +4,7 @@ Every function of the library asks ``array_module`` for its namespace on every c
 model and a GPU model can be compared in one process. CuPy is imported only when a GPU is asked for.
 """
 
+import functools
 import importlib
 import sys
 
@@ -20,6 +21,12 @@ def array_module(array):
     if cupy is not None and isinstance(array, cupy.ndarray):
         return cupy
     return np
+
+
+@functools.cache  # NumPy makes the name anew each time
+def name_of_type(dtype):
+    """Return the name of a NumPy type."""
+    return dtype.name
 
 
 def erf(x):

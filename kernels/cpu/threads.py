@@ -22,15 +22,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from minitransformer.kernels.cpu.compiling import kernel
-from minitransformer.kernels.cpu.records import address_of
+from minitransformer.kernels.cpu.records import WORK, address_of
 from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause
 
-JOB = np.dtype([(name, np.int64) for name in ("calls", "inside", "kernel", "record", "workers", "asleep")])
-"""The number of calls so far, the workers that have entered (CLOSED more while none may), the addresses of a
-kernel and its record, how many may work, and the address of a flag per worker."""
-CALLS, INSIDE, KERNEL, RECORD, WORKERS, ASLEEP = (JOB.fields[name][1] for name in JOB.names)
+CALLS, INSIDE, KERNEL, RECORD, WORKERS, ASLEEP = range(6)
+"""The numbers of a job: the calls so far, the workers that have entered (CLOSED more while none may), the
+addresses of a kernel and its record, how many may work, and the address of a flag per worker."""
 CLOSED = 2**32
-LOOKS = 1000  # at the job, each some 20 nanoseconds, before a worker sleeps
+LOOKS = 2000  # at the job, each some 25 nanoseconds, before a worker sleeps
 
 _lock = threading.Lock()  # one call at a time: it uses every core
 _limit = None
@@ -58,11 +57,8 @@ def limit_threads(count):
 def run(kernel, record, scratch_floats, workers):
     """Run ``kernel`` on a ``record`` in ``workers`` threads, with ``scratch_floats`` floats for each."""
     address = kernel.address()
-    scratch = np.empty((workers, scratch_floats + 32), np.float32)  # room to align to a cache line
-    counter = np.zeros(1, np.int64)
-    record["work"] = counter.ctypes.data, scratch.ctypes.data, scratch.strides[0]
     with _lock:
-        _pool().run(address, record.ctypes.data, workers)
+        _pool().run(address, record, scratch_floats, workers)
 
 
 class _Pool:
@@ -70,25 +66,42 @@ class _Pool:
 
     def __init__(self):
         self.asleep = np.zeros(numba.config.NUMBA_NUM_THREADS, np.int64)
-        self.job = np.zeros(1, JOB)
-        self.job["inside"], self.job["asleep"] = CLOSED, address_of(self.asleep)
-        self.address, self.fields = address_of(self.job), self.job[0]
+        self.job = np.zeros(6, np.int64)
+        self.job[INSIDE], self.job[ASLEEP] = CLOSED, address_of(self.asleep)
+        self.address = address_of(self.job)
         parts = (part.address() for part in (open_job, work_and_close, wait_for_jobs))
         self.open, self.work_and_close, self.wait = map(_FUNCTION, parts)
         self.wake = [None]  # by worker, a lock that is released to wake it
+        self.counter = np.zeros(1, np.int64)
+        self.scratch = np.empty(0, np.float32)  # kept for the next call
 
-    def run(self, kernel, record, workers):
-        self.fields["kernel"], self.fields["record"], self.fields["workers"] = kernel, record, workers
+    def run(self, kernel, record, scratch_floats, workers):
+        stride = scratch_floats + 32  # room to align to a cache line
+        if self.scratch.size < workers * stride:
+            self.scratch = np.empty(workers * stride, np.float32)
+        self.counter[0] = 0
+        record.view(np.int64)[-len(WORK) :] = address_of(self.counter), address_of(self.scratch), 4 * stride
+        self.job[KERNEL : WORKERS + 1] = kernel, address_of(record), workers
         while len(self.wake) < workers:
             self._start(len(self.wake))
         self.open(self.address, 0)
-        for worker in range(1, workers):
-            if self.asleep[worker]:
-                self.asleep[worker] = 0
-                self.wake[worker].release()
-        self.work_and_close(self.address, 0)
-        while self.fields["inside"] != CLOSED:
-            time.sleep(0)  # a worker is in the middle of a task
+        try:
+            for worker in range(1, workers):
+                if self.asleep[worker] == 1:
+                    self.asleep[worker] = 0
+                    self.wake[worker].release()
+        finally:  # Ctrl-C may arrive at any line
+            self.work_and_close(self.address, 0)
+            self._wait_for_workers()
+
+    def _wait_for_workers(self):
+        """Wait until no worker is in the middle of a task; then the arrays may be freed."""
+        try:
+            while self.job[INSIDE] != CLOSED:
+                time.sleep(0)
+        except BaseException:
+            self._wait_for_workers()
+            raise
 
     def _start(self, worker):
         lock = threading.Lock()
@@ -124,17 +137,17 @@ if hasattr(os, "register_at_fork"):
 @kernel(None, seconds=0)
 def open_job(job, _):
     """Let workers enter."""
-    add_atomically(job + CALLS, 1)
-    return add_atomically(job + INSIDE, -CLOSED)
+    add_atomically(job + 8 * CALLS, 1)
+    return add_atomically(job + 8 * INSIDE, -CLOSED)
 
 
 @kernel(None, seconds=0)
 def work_and_close(job, worker):
     """Work, let no other worker enter, and wait a little for those inside."""
-    call_function(load_integer(job + KERNEL), load_integer(job + RECORD), worker)
-    add_atomically(job + INSIDE, CLOSED)
+    call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
+    add_atomically(job + 8 * INSIDE, CLOSED)
     looks = 0
-    while look_at(job + INSIDE) != CLOSED and looks < LOOKS:
+    while look_at(job + 8 * INSIDE) != CLOSED and looks < LOOKS:
         pause()
         looks += 1
     return 0
@@ -143,21 +156,21 @@ def work_and_close(job, worker):
 @kernel(None, seconds=0)
 def wait_for_jobs(job, worker):
     """Look for jobs and work; return when there was none for a while, marked as asleep."""
-    asleep = load_integer(job + ASLEEP) + 8 * worker
+    asleep = load_integer(job + 8 * ASLEEP) + 8 * worker
     add_atomically(asleep, -look_at(asleep))
     seen, looks = 0, 0
     while looks < LOOKS:
-        calls = look_at(job + CALLS)
+        calls = look_at(job + 8 * CALLS)
         if calls != seen:
             seen, looks = calls, 0
-            if add_atomically(job + INSIDE, 1) < CLOSED and worker < load_integer(job + WORKERS):
-                call_function(load_integer(job + KERNEL), load_integer(job + RECORD), worker)
-            add_atomically(job + INSIDE, -1)
+            if add_atomically(job + 8 * INSIDE, 1) < CLOSED and worker < load_integer(job + 8 * WORKERS):
+                call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
+            add_atomically(job + 8 * INSIDE, -1)
         pause()
         looks += 1
         if looks == LOOKS:
             add_atomically(asleep, 1)
-            if look_at(job + CALLS) != seen and add_atomically(asleep, -1) == 1:
+            if look_at(job + 8 * CALLS) != seen and add_atomically(asleep, -1) == 1:
                 looks = 0  # a job was opened before it could be seen that this worker sleeps
     return 0
 

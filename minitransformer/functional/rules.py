@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer.arrays import array_module
+from minitransformer.arrays import array_module, name_of_type
 
 COMPUTED_AS_THEY_ARE = ("float32", "float64")
 COMPUTED_IN_FLOAT32 = ("float16", "bfloat16")
@@ -79,7 +79,7 @@ def forward(function):
     @functools.wraps(function)
     def wrapper(*arrays, **settings):
         dtype = arrays[0].dtype
-        if dtype.name in COMPUTED_AS_THEY_ARE:
+        if name_of_type(dtype) in COMPUTED_AS_THEY_ARE:
             return function(*arrays, **settings)
         y, saved = function(*(_cast(array, np.float32) for array in arrays), **settings)
         return (y if y.ndim == 0 else _cast(y, dtype)), HalfSaved(dtype, saved)
@@ -116,7 +116,7 @@ def find_common_type(function_name, argument_names, arrays):
         if array is None:
             continue
         dtype = getattr(array, "dtype", None)
-        if dtype is None or dtype.name not in FLOATING:
+        if dtype is None or name_of_type(dtype) not in FLOATING:
             kind = type(array).__name__ if dtype is None else f"{dtype.name} array"
             raise TypeError(
                 f"{function_name}: {name} is a {kind}; expected an array of {', '.join(FLOATING)}"
@@ -151,7 +151,7 @@ def _find_type_of_call(saved):
     """Return the type of the first floating array in ``saved``, or None."""
     fields = saved if isinstance(saved, tuple) else (saved,)
     types = (getattr(field, "dtype", None) for field in fields)
-    return next((dtype for dtype in types if dtype is not None and dtype.name in FLOATING), None)
+    return next((dtype for dtype in types if dtype is not None and name_of_type(dtype) in FLOATING), None)
 
 
 def _check_type_of_gradient(function_name, dy, dtype):
