@@ -80,10 +80,7 @@ class ProgressBar(Callback):
         self.best_speed = max(self.best_speed, speed)
         if speed < self.best_speed / 3 and speed and not self.warned:
             self.warned = True
-            self.say(
-                "(Other processes use the processors, and NumPy's threads wait for each other; "
-                "a run started with OPENBLAS_NUM_THREADS=1 is slowed much less.)"
-            )
+            self.say("(Other processes use the processors, and this run gets what they leave.)")
 
     def say(self, text, style="", indent=0):
         """Print ``text``, wrapped to the width of a terminal; see ``fit_lines``."""
