@@ -39,8 +39,10 @@ def _on_the_cpu(accepts, file):
 
 
 KERNELS = {
+    "add_layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "attention": _on_the_cpu(cpu.accepts_attention, "attention"),
+    "layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
-    "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
     "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),
+    "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
 }

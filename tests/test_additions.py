@@ -127,9 +127,10 @@ def test_every_fused_pair_is_registered_and_tested():
             assert not fused or module in registered, f"{module}: give it a row in kernels/__init__.py"
     for operation, row in kernels.KERNELS.items():
         assert operation in OPERATIONS
-        tests = list((ROOT / "tests/kernels").glob(f"test_kernel_{operation}*.py"))
-        assert tests, f"test the kernel in tests/kernels/test_kernel_{operation}.py"
         for kernel in row:
+            file = kernel.module.rpartition(".")[2]
+            tests = list((ROOT / "tests/kernels").glob(f"test_kernel_{file}*.py"))
+            assert tests, f"test the kernel in tests/kernels/test_kernel_{file}.py"
             path = known[kernel.module.removeprefix("minitransformer.")]
             assert path.is_relative_to(KERNELS)
             assert operation in pairs(path)

@@ -36,6 +36,7 @@ import numpy as np
 # multiplications, of attention those in q kᵀ; with fewer, a definition is as fast as loading Numba
 WORTH = 1_000_000
 FEWEST_ROWS = 16  # with fewer, packing the weights costs more than the product
+WORTH_OF_ROWS = 2**15  # entries of an array of rows; with fewer, likewise
 
 
 def accepts_attention(q, k, v, **settings):
@@ -55,6 +56,13 @@ def accepts_linear(x, weight, bias, **settings):
 def accepts_linear_cross_entropy(h, table, bias, **settings):
     """Return True for arrays of NumPy, where kernels can run and there is enough to compute."""
     return table.ndim == 2 and accepts_linear(h, table.T, bias)
+
+
+def accepts_rows(x, *arrays, **settings):
+    """Return True for arrays of NumPy, where kernels can run and ``x`` has many entries."""
+    if not all(array is None or type(array) is np.ndarray for array in (x, *arrays)):
+        return False
+    return x.size >= WORTH_OF_ROWS and usable()
 
 
 @functools.cache

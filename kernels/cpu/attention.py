@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer.functional.attention import check_attention, check_gradient
+from minitransformer.functional.attention import check_attention
 from minitransformer.functional.dropout import check_rate
 from minitransformer.functional.philox import WORD, Key
-from minitransformer.functional.rules import backward_uncast, forward_uncast
+from minitransformer.functional.rules import backward_uncast, check_gradient, forward_uncast
 from minitransformer.kernels.cpu import attention_backward as backward_pass
 from minitransformer.kernels.cpu import attention_forward as forward_pass
 from minitransformer.kernels.cpu import attention_of_one_query as one_query
@@ -99,7 +99,7 @@ def attention_backward(dy, saved, *, add_to=None):
     They are accumulated directly in the arrays of ``add_to`` where these are float32 views whose rows are
     contiguous and that share no memory, as the parts of a packed projection's gradient are.
     """
-    check_gradient(dy, saved.q)
+    check_gradient("attention_backward", dy, saved.q.shape)
     dq, dk, dv = _accumulators((saved.q, saved.k, saved.v), add_to or (None, None, None))
     if dq.size and dk.size:
         dy = _make_rows_contiguous(dy)

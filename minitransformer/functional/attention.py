@@ -7,7 +7,13 @@ from minitransformer.arrays import array_module
 from minitransformer.functional.dropout import check_rate, drop
 from minitransformer.functional.mask import check_mask, visible
 from minitransformer.functional.philox import Key, keep_mask
-from minitransformer.functional.rules import COMPUTED_AS_THEY_ARE, COMPUTED_IN_FLOAT32, backward, forward
+from minitransformer.functional.rules import (
+    COMPUTED_AS_THEY_ARE,
+    COMPUTED_IN_FLOAT32,
+    backward,
+    check_gradient,
+    forward,
+)
 
 INVISIBLE = -1e30
 
@@ -63,7 +69,7 @@ def attention(q, k, v, *, mask, bias=None, scale=None, dropout=0.0, key=None):
 @backward
 def attention_backward(dy, saved):
     """Return ``dq, dk, dv``."""
-    check_gradient(dy, saved.q)
+    check_gradient("attention_backward", dy, saved.q.shape)
     xp = array_module(dy)
     q, k, v, p, scale, dropout, key = saved
     kv_heads = k.shape[2]
@@ -164,14 +170,6 @@ def _bias_by_groups(bias, shape):
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     heads = shape[1:3] if bias.shape[1] > 1 else (1, 1)
     return bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
-
-
-def check_gradient(dy, q):
-    """Raise ValueError unless ``dy`` has the shape of ``q``, which is that of the result."""
-    if getattr(dy, "shape", None) != q.shape:
-        raise ValueError(
-            f"attention_backward: dy has shape {getattr(dy, 'shape', None)}; expected that of y, {q.shape}"
-        )
 
 
 def check_attention(name, q, k, v, mask, bias):

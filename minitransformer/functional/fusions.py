@@ -55,8 +55,7 @@ def add_layer_norm(x, residual, gain, bias, *, eps=1e-5):
     ``x`` and ``residual`` (…, D), ``gain`` (D,), ``bias`` (D,) or None → (…, D). Both terms of the sum have
     its gradient: dx = dresidual = dsum, with sum = x + residual.
     """
-    if x.shape != residual.shape:
-        raise ValueError(f"add_layer_norm: x has shape {x.shape} but residual {residual.shape}")
+    check_add_layer_norm(x, residual)
     return layer_norm(x + residual, gain, bias, eps=eps)
 
 
@@ -65,6 +64,12 @@ def add_layer_norm_backward(dy, saved: LayerNormSaved):
     """Return ``dx, dresidual, dgain, dbias``."""
     dsum, dgain, dbias = layer_norm_backward(dy, saved)
     return dsum, dsum, dgain, dbias
+
+
+def check_add_layer_norm(x, residual):
+    """Raise ValueError unless both terms have one shape."""
+    if x.shape != residual.shape:
+        raise ValueError(f"add_layer_norm: x has shape {x.shape} but residual {residual.shape}")
 
 
 class LinearCrossEntropySaved(NamedTuple):

@@ -31,11 +31,7 @@ def layer_norm(x, gain, bias, *, eps=1e-5):
     The gain is *inside* both means. Over all rows, dgain = Σ dy · x̂ and dbias = Σ dy.
     """
     xp = array_module(x)
-    if gain.shape != x.shape[-1:] or (bias is not None and bias.shape != gain.shape):
-        raise ValueError(
-            f"layer_norm: x has shape {x.shape}; expected gain and bias of shape {x.shape[-1:]}, "
-            f"not {gain.shape}" + ("" if bias is None else f" and {bias.shape}")
-        )
+    check_layer_norm(x, gain, bias)
     x_hat = x - x.mean(axis=-1, keepdims=True)  # x − mean(x)
     variance = xp.square(x_hat).mean(axis=-1, keepdims=True)
     r = 1 / xp.sqrt(variance + eps)
@@ -66,3 +62,12 @@ def layer_norm_backward(dy, saved):
     dx -= x_hat * mean_g_x_hat  # g − mean(g) − x̂ · mean(g · x̂)
     dx *= r  # dx
     return dx, dgain, dbias
+
+
+def check_layer_norm(x, gain, bias):
+    """Raise ValueError unless ``gain`` and ``bias`` are as long as the rows of ``x``."""
+    if gain.shape != x.shape[-1:] or (bias is not None and bias.shape != gain.shape):
+        raise ValueError(
+            f"layer_norm: x has shape {x.shape}; expected gain and bias of shape {x.shape[-1:]}, "
+            f"not {gain.shape}" + ("" if bias is None else f" and {bias.shape}")
+        )

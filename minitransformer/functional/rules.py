@@ -130,6 +130,14 @@ def find_common_type(function_name, argument_names, arrays):
     return first_type
 
 
+def check_gradient(function_name, dy, shape):
+    """Raise ValueError unless ``dy`` has the ``shape`` of the result."""
+    if getattr(dy, "shape", None) != shape:
+        raise ValueError(
+            f"{function_name}: dy has shape {getattr(dy, 'shape', None)}; expected that of y, {shape}"
+        )
+
+
 def check_ids(function_name, ids, limit, noun="id"):
     """Raise ValueError naming the first of ``ids`` that is not in [0, ``limit``).
 

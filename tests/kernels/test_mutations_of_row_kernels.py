@@ -1,0 +1,89 @@
+"""Planted mistakes in the kernels of rows; see ``mutations``."""
+
+import pytest
+import test_kernel_layer_norm as norms
+from common.changed_kernels import compile_changed
+
+from minitransformer.kernels.cpu import layer_norm as kernel
+
+
+def check_norm_values(changed):
+    """Check both forwards of a changed module, on rows with a tail, several of them per task."""
+    backwards = kernel.layer_norm_backward, kernel.add_layer_norm_backward
+    norms.check(
+        *norms.draw(0, (40, 45)),
+        pairs=tuple(zip((changed.layer_norm, changed.add_layer_norm), backwards, strict=True)),
+    )
+
+
+def check_norm_gradients(changed):
+    """Check both backwards of a changed module."""
+    forwards = kernel.layer_norm, kernel.add_layer_norm
+    backwards = changed.layer_norm_backward, changed.add_layer_norm_backward
+    norms.check(*norms.draw(0, (40, 45)), pairs=tuple(zip(forwards, backwards, strict=True)))
+
+
+# file, mistake, function or None, old, new, check
+MISTAKES = [
+    ("layer_norm", "mean forgotten", "_normalise_row", "_sum(x, width) / width", "0.0", check_norm_values),
+    ("layer_norm", "eps forgotten", "_normalise_row", "norm.eps", "1e-3", check_norm_values),
+    (
+        *("layer_norm", "the tail counts in the variance", "_deviation"),
+        "where(words(count) > lane_numbers(), load_some(x, count) - splat(mean), splat(0.0))",
+        *("load_some(x, count) - splat(mean)", check_norm_values),
+    ),
+    (
+        *("layer_norm", "the tail dropped", "_sum"),
+        *("range(end, width, LANES)", "range(end, width - LANES, LANES)", check_norm_values),
+    ),
+    ("layer_norm", "one of four sums dropped", "_sum_squares", "third + fourth", "third", check_norm_values),
+    (
+        "layer_norm",
+        "bias forgotten",
+        "_normalise_row",
+        "fused(gain, x_hat, bias)",
+        "gain * x_hat",
+        check_norm_values,
+    ),
+    (
+        *("layer_norm", "dgain without x̂", "_differentiate_row"),
+        *(
+            "fused(upstream, x_hat, load(dgain + 4 * d))",
+            "load(dgain + 4 * d) + upstream",
+            check_norm_gradients,
+        ),
+    ),
+    (
+        *("layer_norm", "dbias of the last row of a task", "_differentiate_row"),
+        *("load(dbias + 4 * d) + upstream", "upstream", check_norm_gradients),
+    ),
+    (
+        *("layer_norm", "gain outside the means", "_differentiate_row"),
+        *("total_g + g", "total_g + upstream", check_norm_gradients),
+    ),
+    (
+        *("layer_norm", "the variance taken for a constant", "_differentiate_row"),
+        *("g - mean_g - x_hat * mean_g_x_hat", "g - mean_g", check_norm_gradients),
+    ),
+    (
+        "layer_norm",
+        "one task's sums only",
+        "_differentiate",
+        "sums.sum(axis=0)",
+        "sums[0]",
+        check_norm_gradients,
+    ),
+    (
+        *("layer_norm", "residual forgotten in the backward", "_differentiate_row"),
+        *("_find_row(norm, n, dx)", "norm.x.address + n * norm.x.row_bytes", check_norm_gradients),
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:compiled kernels cannot be cached")
+@pytest.mark.parametrize("row", MISTAKES, ids=[f"{row[0]}-{row[1]}" for row in MISTAKES])
+def test_a_planted_mistake_is_caught(row, monkeypatch):
+    file, _, part, old, new, check = row
+    changed = compile_changed(monkeypatch, file, old, new, part)
+    with pytest.raises(AssertionError, match="result"):
+        check(changed)
