@@ -14,7 +14,7 @@ from minitransformer.kernels import cpu
 
 
 class Kernel(NamedTuple):
-    """A fused operation: ``module`` has the pair, under the definition's names.
+    """A fused operation: ``module`` has the pair, or what has no backward, under the definition's names.
 
     It gets arrays of its ``types`` as they are, half types too: its pair has the decorators
     ``forward_uncast`` and ``backward_uncast`` of ``functional.rules``, which definitions don't use directly.
@@ -39,10 +39,12 @@ def _on_the_cpu(accepts, file):
 
 
 KERNELS = {
+    "adamw": _on_the_cpu(cpu.accepts_flat, "optimisation"),
     "add_layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "attention": _on_the_cpu(cpu.accepts_attention, "attention"),
     "layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
     "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),
     "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
+    "squared_norm": _on_the_cpu(cpu.accepts_flat, "optimisation"),
 }

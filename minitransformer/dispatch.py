@@ -2,7 +2,8 @@
 
 Layers call the pairs named here. Each call runs a kernel where one accepts it, otherwise the definition of
 ``minitransformer.functional``. Whoever ran forward runs backward: the forward returns both together, as a
-``Call``. Watchers (``watching``) see every operation, and under ``inference`` nothing is saved.
+``Call``. Watchers (``watching``) see every operation, and under ``inference`` nothing is saved. Optimisers
+call their passes, which have no backward, here too.
 """
 
 import collections
@@ -94,17 +95,33 @@ def in_layer(call):
     return called
 
 
-def _pair_for(name, arrays, settings):
-    """Return the forward and the backward of the first kernel that takes the call, or None."""
+def _kernel_for(name, arrays, settings):
+    """Return the module of the first kernel that takes the call, or None."""
     registered = kernels.KERNELS.get(name, ())
     if not registered or _reference.get():
         return None
     for kernel in registered:
         if kernel.takes(arrays) and kernel.accepts(*arrays, **settings):
-            module = kernel.load()
-            return getattr(module, name), getattr(module, f"{name}_backward")
+            return kernel.load()
     misses[name] += 1
     return None
+
+
+def _single(function):
+    """Return ``function``, which has no backward and may write into its arrays; watchers don't see it."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    def dispatched(*arrays, **settings):
+        module = _kernel_for(name, arrays, settings)
+        run = function if module is None else getattr(module, name)
+        return run(*arrays, **settings)
+
+    return dispatched
+
+
+def _pair_of(module, name):
+    return getattr(module, name), getattr(module, f"{name}_backward")
 
 
 def _pair(forward, backward):
@@ -113,7 +130,8 @@ def _pair(forward, backward):
 
     @functools.wraps(forward)
     def dispatched_forward(*arrays, **settings):
-        run_forward, run_backward = _pair_for(name, arrays, settings) or definition
+        module = _kernel_for(name, arrays, settings)
+        run_forward, run_backward = definition if module is None else _pair_of(module, name)
         y, saved = run_forward(*arrays, **settings)
         path = _path.get()
         call = Call(run_backward, saved, path)
@@ -138,6 +156,7 @@ def _pair(forward, backward):
 add_layer_norm, add_layer_norm_backward = _pair(functional.add_layer_norm, functional.add_layer_norm_backward)
 add_positions, add_positions_backward = _pair(functional.add_positions, functional.add_positions_backward)
 add_sinusoids, add_sinusoids_backward = _pair(functional.add_sinusoids, functional.add_sinusoids_backward)
+adamw = _single(functional.adamw)
 attention, attention_backward = _pair(functional.attention, functional.attention_backward)
 dropout, dropout_backward = _pair(functional.dropout, functional.dropout_backward)
 embedding, embedding_backward = _pair(functional.embedding, functional.embedding_backward)
@@ -148,3 +167,4 @@ linear_cross_entropy, linear_cross_entropy_backward = _pair(
 )
 linear_gelu, linear_gelu_backward = _pair(functional.linear_gelu, functional.linear_gelu_backward)
 relu, relu_backward = _pair(functional.relu, functional.relu_backward)
+squared_norm = _single(functional.squared_norm)

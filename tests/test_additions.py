@@ -16,7 +16,11 @@ from minitransformer.recipes import list_recipes, load_recipe
 from tutorials.source_imports import KERNELS, PACKAGE, ROOT, modules
 
 OPERATIONS = {name for name in functional.__all__ if f"{name}_backward" in functional.__all__}
-IN_LAYERS_AND_MODELS = [*(PACKAGE / "layers").glob("*.py"), *(PACKAGE / "models").glob("*.py")]
+SINGLES = (set(functional.__all__) & set(vars(dispatch))) - OPERATIONS  # those without a backward
+SINGLES = {name for name in SINGLES if not name.endswith("_backward")}
+ABOVE_DISPATCH = [
+    path for folder in ("layers", "models", "training") for path in (PACKAGE / folder).glob("*.py")
+]
 
 
 def defined(path, kind=ast.FunctionDef):
@@ -58,10 +62,12 @@ def test_dispatch_pairs_a_forward_with_its_own_backward():
     for name in dispatched:
         assert getattr(dispatch, name).__wrapped__ is getattr(functional, name)
         assert getattr(dispatch, f"{name}_backward").__wrapped__ is getattr(functional, f"{name}_backward")
+    for name in SINGLES:
+        assert getattr(dispatch, name).__wrapped__ is getattr(functional, name)
 
 
-@pytest.mark.parametrize("path", IN_LAYERS_AND_MODELS, ids=lambda path: "/".join(path.parts[-2:]))
-def test_layers_and_models_call_operations_by_dispatch(path):
+@pytest.mark.parametrize("path", ABOVE_DISPATCH, ids=lambda path: "/".join(path.parts[-2:]))
+def test_layers_models_and_training_call_operations_by_dispatch(path):
     """Called on ``functional`` directly, an operation runs without kernels, and traces do not show it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     from_functional = {
@@ -70,7 +76,7 @@ def test_layers_and_models_call_operations_by_dispatch(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minitransformer.functional")
         for alias in node.names
     }
-    direct = from_functional & (OPERATIONS | {f"{name}_backward" for name in OPERATIONS})
+    direct = from_functional & (OPERATIONS | SINGLES | {f"{name}_backward" for name in OPERATIONS})
     assert not direct, f"{path.name}: call these of dispatch.py, not of functional: {direct}"
     called = {name for name in OPERATIONS if re.search(rf"dispatch\.{name}(_backward)?\b", path.read_text())}
     assert called <= set(vars(dispatch)), f"give it a _pair in dispatch.py: {called - set(vars(dispatch))}"
@@ -123,17 +129,17 @@ def test_every_fused_pair_is_registered_and_tested():
     }
     for module, path in known.items():
         if module.startswith("kernels."):
-            fused = pairs(path) & OPERATIONS
+            fused = (pairs(path) & OPERATIONS) | (defined(path) & SINGLES)
             assert not fused or module in registered, f"{module}: give it a row in kernels/__init__.py"
     for operation, row in kernels.KERNELS.items():
-        assert operation in OPERATIONS
+        assert operation in OPERATIONS | SINGLES
         for kernel in row:
             file = kernel.module.rpartition(".")[2]
             tests = list((ROOT / "tests/kernels").glob(f"test_kernel_{file}*.py"))
             assert tests, f"test the kernel in tests/kernels/test_kernel_{file}.py"
             path = known[kernel.module.removeprefix("minitransformer.")]
             assert path.is_relative_to(KERNELS)
-            assert operation in pairs(path)
+            assert operation in (pairs(path) if operation in OPERATIONS else defined(path))
 
 
 def test_the_readme_names_every_recipe():

@@ -36,7 +36,7 @@ import numpy as np
 # multiplications, of attention those in q kᵀ; with fewer, a definition is as fast as loading Numba
 WORTH = 1_000_000
 FEWEST_ROWS = 16  # with fewer, packing the weights costs more than the product
-WORTH_OF_ROWS = 2**15  # entries of an array of rows; with fewer, likewise
+WORTH_OF_ROWS = 2**15  # entries of an array of rows, or of a flat buffer; with fewer, likewise
 
 
 def accepts_attention(q, k, v, **settings):
@@ -63,6 +63,14 @@ def accepts_rows(x, *arrays, **settings):
     if not all(array is None or type(array) is np.ndarray for array in (x, *arrays)):
         return False
     return x.size >= WORTH_OF_ROWS and usable()
+
+
+def accepts_flat(buffer, *buffers, **settings):
+    """Return True for contiguous arrays (N,) of NumPy, where kernels can run and these are long."""
+    buffers = buffer, *buffers
+    if not all(type(x) is np.ndarray and x.shape == (buffer.size,) and x.strides == (4,) for x in buffers):
+        return False
+    return buffer.size >= WORTH_OF_ROWS and usable()
 
 
 @functools.cache

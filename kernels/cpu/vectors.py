@@ -171,6 +171,17 @@ def store_one(typingctx, address, value):
 
 
 @intrinsic
+def store_double(typingctx, address, value):
+    """Write one float64 to ``address``."""
+
+    def emit(context, builder, sig, args):
+        store_at(builder, context.cast(builder, args[1], sig.args[1], types.float64), args[0])
+        return context.get_dummy_value()
+
+    return types.void(address, value), emit
+
+
+@intrinsic
 def splat(typingctx, value):
     """Return ``value`` in every lane, as floats."""
 
@@ -224,6 +235,16 @@ def maximum(typingctx, a, b):
 def fused(typingctx, a, b, c):
     """Return a·b + c."""
     return FLOATS(a, b, c), lambda context, builder, sig, args: multiply_add(builder, *args)
+
+
+@intrinsic
+def square_root(typingctx, x):
+    """Return √x in each lane, rounded correctly."""
+
+    def emit(context, builder, sig, args):
+        return call(builder, f"llvm.sqrt.v{LANES}f32", args[0].type, args)
+
+    return FLOATS(x), emit
 
 
 # 2^f on [−1/2, 1/2], relative error 2e-9; the constant term is 1, so that exp2(0) is exactly 1

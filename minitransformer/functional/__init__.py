@@ -31,6 +31,7 @@ from minitransformer.functional.gelu import (
 from minitransformer.functional.layer_norm import layer_norm, layer_norm_backward
 from minitransformer.functional.linear import linear, linear_backward
 from minitransformer.functional.mask import Mask, causal_mask, full_mask, visible
+from minitransformer.functional.optimisation import adamw, squared_norm
 from minitransformer.functional.philox import Key, keep_mask, random_words, split_key
 from minitransformer.functional.positions import (
     add_positions,
@@ -51,6 +52,7 @@ __all__ = [
     "IGNORED",
     "Key",
     "Mask",
+    "adamw",
     "add_layer_norm",
     "add_layer_norm_backward",
     "add_positions",
@@ -90,5 +92,6 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "split_key",
+    "squared_norm",
     "visible",
 ]

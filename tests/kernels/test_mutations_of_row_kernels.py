@@ -2,6 +2,7 @@
 
 import pytest
 import test_kernel_layer_norm as norms
+import test_kernel_optimisation as optimisation
 from common.changed_kernels import compile_changed
 
 from minitransformer.kernels.cpu import layer_norm as kernel
@@ -21,6 +22,16 @@ def check_norm_gradients(changed):
     forwards = kernel.layer_norm, kernel.add_layer_norm
     backwards = changed.layer_norm_backward, changed.add_layer_norm_backward
     norms.check(*norms.draw(0, (40, 45)), pairs=tuple(zip(forwards, backwards, strict=True)))
+
+
+def check_update(changed):
+    """Check the update of a changed module, in two tasks and with a tail of less than four entries."""
+    optimisation.check_update(0, 2**14 + 3, changed.adamw)
+
+
+def check_squared_norm(changed):
+    """Check the norm of a changed module."""
+    optimisation.check_norm(0, 2**14 + 2**10 + 77, changed.squared_norm)
 
 
 # file, mistake, function or None, old, new, check
@@ -77,6 +88,42 @@ MISTAKES = [
         *("layer_norm", "residual forgotten in the backward", "_differentiate_row"),
         *("_find_row(norm, n, dx)", "norm.x.address + n * norm.x.row_bytes", check_norm_gradients),
     ),
+    *[
+        ("optimisation", mistake, part, old, new, check_update)
+        for mistake, part, old, new in (
+            ("decay without the rate", "adamw", "1 - learning_rate * weight_decay", "1 - weight_decay"),
+            ("first correction forgotten", "adamw", "1 - beta1**steps", "1"),
+            ("second correction forgotten", "adamw", "1 / math.sqrt(1 - beta2**steps)", "1"),
+            ("betas swapped", "adamw", "beta1, beta2 = betas", "beta2, beta1 = betas"),
+            ("scale forgotten", "adamw", "gradient_scale", "1.0"),
+            (
+                *("eps before the correction", "_update"),
+                "fused(square_root(v), splat(update.second_correction), splat(update.eps))",
+                "(square_root(v) + splat(update.eps)) * splat(update.second_correction)",
+            ),
+            ("not squared", "_update", "g * g * splat(1 - update.beta2)", "g * splat(1 - update.beta2)"),
+            (
+                "the tail dropped",
+                "update_entries",
+                "range(first, end, LANES)",
+                "range(first, end - 4, LANES)",
+            ),
+            ("beyond the end", "update_entries", "end - n", "LANES"),
+        )
+    ],
+    *[
+        ("optimisation", mistake, part, old, new, check_squared_norm)
+        for mistake, part, old, new in (
+            (
+                "the tail dropped",
+                "_sum_span",
+                "load_some(place, count - (place - address) // 4)",
+                "splat(0.0)",
+            ),
+            ("one of four sums dropped", "_sum_span", "third + fourth", "third"),
+            ("a part forgotten", "squared_norm", "parts.sum()", "parts[1:].sum()"),
+        )
+    ],
 ]
 
 

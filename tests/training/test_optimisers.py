@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from common.mutations import mutated, named, run
 
+from minitransformer import dispatch
 from minitransformer.errors import InputError
+from minitransformer.functional import optimisation
 from minitransformer.parameters import Layer, Parameter
 from minitransformer.training import TrainingArguments, optimisers, schedules
 from minitransformer.training.optimisers import AdamW, clip_factor, global_norm, make_optimiser
@@ -31,7 +33,7 @@ class Weights(Layer):
 
     def __init__(self, random):
         self.gain = Parameter((7,), lambda _, shape: random.normal(1, 0.3, shape))
-        self.table = Parameter((3, optimisers.CHUNK // 2), lambda _, shape: random.normal(0, 1, shape))
+        self.table = Parameter((3, optimisation.CHUNK // 2), lambda _, shape: random.normal(0, 1, shape))
 
 
 class Vector(Layer):
@@ -69,38 +71,27 @@ def test_twelve_steps_equal_pytorch(torch, row):
 # row, mistake, the class it is in, old, new
 MISTAKES = [
     ("adamw", "gains decay", "Optimiser", "run.decays", "True"),
-    ("adamw", "chunks run over", "Optimiser", "min(start + chunk, run.part.stop)", "start + chunk"),
-    ("adamw", "decay without the rate", "AdamW", "1 - learning_rate * decay", "1 - decay"),
-    ("adamw", "decay forgotten", "AdamW", "1 - learning_rate * decay", "1"),
-    (
-        "adamw",
-        "decay in the gradient",
-        "AdamW",
-        "self.flat.gradients[part] * gradient_scale",
-        "self.flat.gradients[part] * gradient_scale + decay * values",
-    ),
-    ("adamw", "first correction forgotten", "AdamW", "1 - beta1**self.steps", "1"),
-    ("adamw", "second correction forgotten", "AdamW", "1 / math.sqrt(1 - beta2**self.steps)", "1"),
-    ("adamw", "eps within the root", "AdamW", "xp.sqrt(v)", "xp.sqrt(v + self.eps)"),
-    ("adamw", "betas swapped", "AdamW", "beta1, beta2 = self.betas", "beta2, beta1 = self.betas"),
+    ("adamw", "a run forgotten", "Optimiser", "self.flat.runs", "self.flat.runs[:1]"),
+    ("adamw", "decay forgotten", "AdamW", "decay", "0.0"),
     ("adamw", "scale forgotten", "AdamW", "gradient_scale", "1.0"),
+    ("adamw", "step not counted", "Optimiser", "self.steps += 1", "self.steps = 1"),
     ("adamw by default", "another default", "AdamW", "0.01", "0.0"),
     (
         "sgd",
         "scale forgotten",
         "SGD",
-        "self.flat.gradients[part] * gradient_scale",
-        "self.flat.gradients[part]",
+        "gradients[chunk] * gradient_scale",
+        "gradients[chunk]",
     ),
-    ("sgd", "the wrong way", "SGD", "values -= learning_rate * m", "values += learning_rate * m"),
+    ("sgd", "the wrong way", "SGD", "w -= learning_rate * m", "w += learning_rate * m"),
     ("momentum", "damped", "SGD", "gradient_scale", "gradient_scale * (1 - self.momentum)"),
-    ("momentum", "decay forgotten", "SGD", "decay * values", "0 * values"),
+    ("momentum", "decay forgotten", "SGD", "decay * w", "0 * w"),
     (
         "momentum",
         "decay outside the momentum",
         "SGD",
-        "m += decay * values",
-        "values *= 1 - learning_rate * decay",
+        "m += decay * w",
+        "w *= 1 - learning_rate * decay",
     ),
 ]
 
@@ -111,6 +102,33 @@ def test_a_mistake_in_an_optimiser_is_caught(torch, row):
     wrong = run(mutated(inspect.getsource(optimisers), old, new, part), optimisers, {})
     with pytest.raises(AssertionError):
         check_against_torch(torch, SimpleNamespace(**wrong), name)
+
+
+# mistake, old, new
+WRONG_UPDATES = [
+    ("decay without the rate", "1 - learning_rate * weight_decay", "1 - weight_decay"),
+    ("decay forgotten", "1 - learning_rate * weight_decay", "1"),
+    (
+        "decay in the gradient",
+        "gradients[part] * gradient_scale",
+        "gradients[part] * gradient_scale + weight_decay * w",
+    ),
+    ("first correction forgotten", "1 - beta1**steps", "1"),
+    ("second correction forgotten", "1 / math.sqrt(1 - beta2**steps)", "1"),
+    ("eps within the root", "xp.sqrt(v)", "xp.sqrt(v + eps)"),
+    ("betas swapped", "beta1, beta2 = betas", "beta2, beta1 = betas"),
+    ("scale forgotten", "gradients[part] * gradient_scale", "gradients[part] * 1.0"),
+    ("the first chunk only", "split_in_chunks(values)", "split_in_chunks(values)[:1]"),
+]
+
+
+@pytest.mark.parametrize("row", WRONG_UPDATES, ids=[row[0] for row in WRONG_UPDATES])
+def test_a_mistake_in_the_update_is_caught(torch, row, monkeypatch):
+    _, old, new = row
+    wrong = run(mutated(inspect.getsource(optimisation), old, new, "adamw"), optimisation, {})
+    monkeypatch.setattr(dispatch, "adamw", wrong["adamw"])
+    with pytest.raises(AssertionError):
+        check_against_torch(torch, optimisers, "adamw")
 
 
 def test_adamw_finds_the_published_minimum():
