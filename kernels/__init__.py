@@ -41,7 +41,10 @@ def _on_the_cpu(accepts, file):
 KERNELS = {
     "adamw": _on_the_cpu(cpu.accepts_flat, "optimisation"),
     "add_layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
+    "add_positions": _on_the_cpu(cpu.accepts_rows, "embedding"),
     "attention": _on_the_cpu(cpu.accepts_attention, "attention"),
+    "dropout": _on_the_cpu(cpu.accepts_rows, "dropout"),
+    "embedding": _on_the_cpu(cpu.accepts_embedding, "embedding"),
     "layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
     "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),

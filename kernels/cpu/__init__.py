@@ -65,6 +65,13 @@ def accepts_rows(x, *arrays, **settings):
     return x.size >= WORTH_OF_ROWS and usable()
 
 
+def accepts_embedding(table, *, ids):
+    """Return True for a table (V, D) and ids of NumPy, where kernels can run and many entries are chosen."""
+    if not all(type(array) is np.ndarray for array in (table, ids)) or table.ndim != 2:
+        return False
+    return ids.size * table.shape[1] >= WORTH_OF_ROWS and usable()
+
+
 def accepts_flat(buffer, *buffers, **settings):
     """Return True for contiguous arrays (N,) of NumPy, where kernels can run and these are long."""
     buffers = buffer, *buffers

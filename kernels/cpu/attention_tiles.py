@@ -8,23 +8,20 @@ An array "in lanes" of a head's rows is likewise (head_width, queries), with a l
 """
 
 from minitransformer.functional.attention import INVISIBLE
-from minitransformer.functional.philox import MULTIPLIERS, WEYL
 from minitransformer.kernels.cpu.attention_problem import count_visible, padded_width, row_of
 from minitransformer.kernels.cpu.compiling import inline
+from minitransformer.kernels.cpu.philox import philox
 from minitransformer.kernels.cpu.products import ROWS, product, transpose
 from minitransformer.kernels.cpu.records import round_up
 from minitransformer.kernels.cpu.vectors import (
     LANES,
     VECTOR_BYTES,
     fused,
-    high,
     lane_numbers,
     load,
     load_first,
     load_words,
     longs,
-    low,
-    product_of_low,
     splat,
     store,
     store_first,
@@ -177,20 +174,10 @@ def hide(scores, queries, start, row, rows, visible_counts):
 def random_words(problem, b, h, i, j):
     """Return Philox's four words for LANES queries from i on: for the keys j, j + 1, j + 2 and j + 3.
 
-    Bit for bit ``functional.philox.random_words`` at (b, h, i, j), for j a multiple of 4. Each word has 64
-    bits for its products; the upper half is never read.
+    Bit for bit ``functional.philox.random_words`` at (b, h, i, j), for j a multiple of 4.
     """
-    x0, x1 = longs(j // 4), longs(lane_numbers() + words(i))
-    x2, x3 = longs(b * problem.heads + h), longs(problem.stream)
-    key0, key1 = problem.key0, problem.key1
-    for _ in range(10):
-        product0 = product_of_low(x0, longs(MULTIPLIERS[0]))
-        product1 = product_of_low(x2, longs(MULTIPLIERS[1]))
-        x0, x1 = high(product1) ^ x1 ^ longs(key0), product1
-        x2, x3 = high(product0) ^ x3 ^ longs(key1), product0
-        key0 += WEYL[0]
-        key1 += WEYL[1]
-    return low(x0), low(x1), low(x2), low(x3)
+    counter = longs(j // 4), longs(lane_numbers() + words(i)), longs(b * problem.heads + h)
+    return philox((*counter, longs(problem.stream)), problem.key0, problem.key1)
 
 
 @inline

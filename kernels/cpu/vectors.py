@@ -315,6 +315,28 @@ def low(typingctx, a):
 
 
 @intrinsic
+def interleave(typingctx, four):
+    """Return four vectors of words as four others: the first words of each in turn, then the second, …"""
+
+    def emit(context, builder, sig, args):
+        a, b, c, d = cgutils.unpack_tuple(builder, args[0])
+        ab, cd = (_shuffle(builder, one, other, range(2 * LANES)) for one, other in ((a, b), (c, d)))
+        places = [[number % 4 * LANES + number // 4 for number in range(k, k + LANES)] for k in STARTS]
+        return context.make_tuple(builder, sig.return_type, [_shuffle(builder, ab, cd, p) for p in places])
+
+    return types.UniTuple(WORDS, 4)(four), emit
+
+
+STARTS = range(0, 4 * LANES, LANES)
+
+
+def _shuffle(builder, one, other, places):
+    """Emit a vector of the elements at ``places`` of two vectors, counted through both."""
+    places = list(places)
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(WORD, len(places)), places))
+
+
+@intrinsic
 def add_atomically(typingctx, address, amount):
     """Add to the int64 at ``address``, atomically; return its value before."""
 

@@ -1,6 +1,8 @@
 """Planted mistakes in the kernels of rows; see ``mutations``."""
 
 import pytest
+import test_kernel_dropout as dropout
+import test_kernel_embedding as embedding
 import test_kernel_layer_norm as norms
 import test_kernel_optimisation as optimisation
 from common.changed_kernels import compile_changed
@@ -12,7 +14,7 @@ def check_norm_values(changed):
     """Check both forwards of a changed module, on rows with a tail, several of them per task."""
     backwards = kernel.layer_norm_backward, kernel.add_layer_norm_backward
     norms.check(
-        *norms.draw(0, (40, 45)),
+        *norms.draw(0, (40, 75)),
         pairs=tuple(zip((changed.layer_norm, changed.add_layer_norm), backwards, strict=True)),
     )
 
@@ -21,7 +23,7 @@ def check_norm_gradients(changed):
     """Check both backwards of a changed module."""
     forwards = kernel.layer_norm, kernel.add_layer_norm
     backwards = changed.layer_norm_backward, changed.add_layer_norm_backward
-    norms.check(*norms.draw(0, (40, 45)), pairs=tuple(zip(forwards, backwards, strict=True)))
+    norms.check(*norms.draw(0, (40, 75)), pairs=tuple(zip(forwards, backwards, strict=True)))
 
 
 def check_update(changed):
@@ -32,6 +34,20 @@ def check_update(changed):
 def check_squared_norm(changed):
     """Check the norm of a changed module."""
     optimisation.check_norm(0, 2**14 + 2**10 + 77, changed.squared_norm)
+
+
+def check_embedding(changed):
+    """Check both operations of a changed module on a table of some tasks, and a tail."""
+    pairs = (
+        (changed.embedding, changed.embedding_backward),
+        (changed.add_positions, changed.add_positions_backward),
+    )
+    embedding.check(*embedding.draw(0, 3, 20, 75, 30), pairs=pairs)
+
+
+def check_dropout(changed):
+    """Check the pair of a changed module."""
+    dropout.check(*dropout.draw(0, (2, 3, 70)), (changed.dropout, changed.dropout_backward))
 
 
 # file, mistake, function or None, old, new, check
@@ -122,6 +138,35 @@ MISTAKES = [
             ),
             ("one of four sums dropped", "_sum_span", "third + fourth", "third"),
             ("a part forgotten", "squared_norm", "parts.sum()", "parts[1:].sum()"),
+        )
+    ],
+    *[
+        ("embedding", mistake, part, old, new, check_embedding)
+        for mistake, part, old, new in (
+            (
+                *("repeated ids count once", "scatter_rows"),
+                *("load_some(target + 4 * d, count) + load_some(origin + 4 * d, count)",),
+                "load_some(origin + 4 * d, count)",
+            ),
+            ("the first batch row only", "scatter_rows", "range(record.rows)", "range(record.id_count)"),
+            (
+                "tail dropped",
+                "scatter_rows",
+                "range(first, end, LANES)",
+                "range(first, end // LANES * LANES, LANES)",
+            ),
+            ("columns of the next task", "scatter_rows", "first + COLUMNS", "first + COLUMNS + LANES"),
+        )
+    ],
+    *[
+        ("dropout", mistake, part, old, new, check_dropout)
+        for mistake, part, old, new in (
+            ("not scaled", "_drop", "1 / (1 - rate)", "1.0"),
+            ("the other half of the seed", "_drop", "key.seed >> 32 & WORD", "key.seed & WORD"),
+            ("every matrix alike", "_drop_row", "longs(n // record.length)", "longs(0)"),
+            ("rows numbered through", "_drop_row", "n % record.length", "n"),
+            ("counters of neighbours", "_drop_row", "words(first // 4)", "words(first)"),
+            ("one too many", "_drop_row", "word >= threshold", "word > words(0)"),
         )
     ],
 ]
