@@ -156,12 +156,13 @@ def make_definition_step(case, threads):
 
 
 def require_kernels(step):
-    """Return ``step``, which then raises RuntimeError if a definition ran instead of a kernel."""
+    """Return ``step``, which then raises RuntimeError if an operation with a kernel never ran it."""
 
     def checked(number):
         value = step(number)
-        if dispatch.misses:
-            raise RuntimeError(f"kernels refused {', '.join(dispatch.misses)}: see minitransformer info")
+        refused = dispatch.misses.keys() - dispatch.hits.keys()
+        if refused:
+            raise RuntimeError(f"kernels refused {', '.join(sorted(refused))}: see minitransformer info")
         return value
 
     return checked

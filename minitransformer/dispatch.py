@@ -32,6 +32,9 @@ class Call(NamedTuple):
 misses = collections.Counter()
 """How often each operation that has kernels ran its definition because none accepted the call."""
 
+hits = collections.Counter()
+"""How often each operation ran a kernel."""
+
 
 @contextlib.contextmanager
 def _within(variable, value):
@@ -102,6 +105,7 @@ def _kernel_for(name, arrays, settings):
         return None
     for kernel in registered:
         if kernel.takes(arrays) and kernel.accepts(*arrays, **settings):
+            hits[name] += 1
             return kernel.load()
     misses[name] += 1
     return None
