@@ -122,7 +122,7 @@ def linear_cross_entropy_backward(dtotal, saved, *, add_to=None):
             spread=address_of(scale),
             label_smoothing=saved.label_smoothing / table.shape[0],
         )
-        _run_on_rows(compute_dlogits, record)  # dtotal · (p − ε/V)
+        _run_on_rows(compute_dlogits, record, rows)  # dtotal · (p − ε/V)
         (here,) = np.nonzero((saved.targets >= part.start) & (saved.targets < part.stop))
         block[here, saved.targets[here] - part.start] -= (1 - saved.label_smoothing) * scale[here]
         multiply(flatten_rows(dh), block, table[part], add=True)
@@ -157,7 +157,7 @@ def _add_block(saved, logits):
         largest=address_of(largest),
         factor=address_of(total),
     )
-    _run_on_rows(find_largest_and_total, record)
+    _run_on_rows(find_largest_and_total, record, rows)
     together = np.maximum(saved.largest, largest)
     with np.errstate(invalid="ignore"):
         before, here = (np.exp(one.astype(float) - together) for one in (saved.largest, largest))
@@ -172,8 +172,8 @@ ROWS = Layout(
 )
 
 
-def _run_on_rows(kernel, record):
-    tasks = -(-int(record["rows"][0]) // TASK_ROWS)
+def _run_on_rows(kernel, record, rows):
+    tasks = -(-rows // TASK_ROWS)
     run(kernel, record, 0, max(1, min(thread_count(), tasks)))
 
 

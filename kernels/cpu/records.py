@@ -21,7 +21,7 @@ MATRIX = np.dtype([(name, np.int64) for name in ("address", "row_bytes", "column
 class Layout:
     """The names and types of a kernel's arguments, int64 unless a type is given; called, it makes a record.
 
-    Packing all numbers at once is much faster than setting as many fields of a NumPy record.
+    A record is an array of int64, because NumPy takes long to fill or to locate one with named fields.
     """
 
     def __init__(self, *fields):
@@ -42,7 +42,7 @@ class Layout:
                 numbers[place : place + len(value)] = value
             else:
                 numbers[place] = value
-        return np.frombuffer(bytearray(self._packed.pack(*numbers)), self.dtype)
+        return np.frombuffer(bytearray(self._packed.pack(*numbers)), np.int64)
 
 
 def _format_of(dtype):

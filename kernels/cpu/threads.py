@@ -80,7 +80,7 @@ class _Pool:
         if self.scratch.size < workers * stride:
             self.scratch = np.empty(workers * stride, np.float32)
         self.counter[0] = 0
-        record.view(np.int64)[-len(WORK) :] = address_of(self.counter), address_of(self.scratch), 4 * stride
+        record[-len(WORK) :] = address_of(self.counter), address_of(self.scratch), 4 * stride
         self.job[KERNEL : WORKERS + 1] = kernel, address_of(record), workers
         while len(self.wake) < workers:
             self._start(len(self.wake))
