@@ -24,7 +24,7 @@ from minitransformer.kernels.cpu.records import address_of, round_up
 from minitransformer.kernels.cpu.threads import run, thread_count
 
 TILES_PER_WORKER = 4  # at least, so that all finish at about the same time
-WORTH_A_THREAD = 5e6  # multiplications and additions; less takes no longer than to wake a thread
+WORTH_A_THREAD = 2e6  # multiplications and additions; less takes no longer than to wake a thread
 
 
 class Saved(NamedTuple):

@@ -38,7 +38,7 @@ PANEL = VECTORS * LANES  # columns
 DEPTH_BLOCK = 256  # a panel of it fills half of a first-level cache of 32 KiB
 ROW_BLOCK = 96  # rows of ``left`` that are packed at a time
 MOST_COLUMNS = 240 if PANEL == 48 else 256 // PANEL * PANEL  # of a task; packed, they fill 256 KiB
-TASKS_PER_WORKER = 4  # at least, so that all finish at about the same time
+TASKS_PER_WORKER = 8  # at least, so that all finish at about the same time
 WORTH_A_THREAD = 1e6  # multiplications; fewer take no longer than to wake a thread
 EPILOGUES = {None: 0, "exact": 1, "tanh": 2}
 

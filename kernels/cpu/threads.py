@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
 import threading
 import time
 
@@ -25,9 +26,10 @@ from minitransformer.kernels.cpu.compiling import kernel
 from minitransformer.kernels.cpu.records import WORK, address_of
 from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause
 
-CALLS, INSIDE, KERNEL, RECORD, WORKERS, ASLEEP = range(6)
+CALLS, INSIDE, KERNEL, RECORD, WORKERS, STATES, WAIT = range(7)
 """The numbers of a job: the calls so far, the workers that have entered (CLOSED more while none may), the
-addresses of a kernel and its record, how many may work, and the address of a flag per worker."""
+addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if it is
+asleep; the address of its semaphore), and that of the C library's function that waits for a semaphore."""
 CLOSED = 2**32
 LOOKS = 2000  # at the job, each some 25 nanoseconds, before a worker sleeps
 
@@ -65,13 +67,13 @@ class _Pool:
     """Threads that wait for jobs. The thread that calls ``run`` is worker 0."""
 
     def __init__(self):
-        self.asleep = np.zeros(numba.config.NUMBA_NUM_THREADS, np.int64)
-        self.job = np.zeros(6, np.int64)
-        self.job[INSIDE], self.job[ASLEEP] = CLOSED, address_of(self.asleep)
+        self.workers = np.zeros((numba.config.NUMBA_NUM_THREADS, 2), np.int64)  # asleep, semaphore
+        self.job = np.zeros(7, np.int64)
+        self.job[[INSIDE, STATES, WAIT]] = CLOSED, address_of(self.workers), _find_wait()
         self.address = address_of(self.job)
         parts = (part.address() for part in (open_job, work_and_close, wait_for_jobs))
         self.open, self.work_and_close, self.wait = map(_FUNCTION, parts)
-        self.wake = [None]  # by worker, a lock that is released to wake it
+        self.wake = [None]  # by worker, a function that wakes it
         self.counter = np.zeros(1, np.int64)
         self.scratch = np.empty(0, np.float32)  # kept for the next call
 
@@ -87,9 +89,9 @@ class _Pool:
         self.open(self.address, 0)
         try:
             for worker in range(1, workers):
-                if self.asleep[worker] == 1:
-                    self.asleep[worker] = 0
-                    self.wake[worker].release()
+                if self.workers[worker, 0] == 1:
+                    self.workers[worker, 0] = 0
+                    self.wake[worker]()
         finally:  # Ctrl-C may arrive at any line
             self.work_and_close(self.address, 0)
             self._wait_for_workers()
@@ -104,15 +106,39 @@ class _Pool:
             raise
 
     def _start(self, worker):
-        lock = threading.Lock()
-        lock.acquire()
-        self.wake.append(lock)
-        threading.Thread(target=self._serve, args=(worker, lock), daemon=True).start()
+        semaphore = _Semaphore() if self.job[WAIT] else threading.Semaphore(0)
+        self.workers[worker, 1] = getattr(semaphore, "address", 0)
+        self.wake.append(semaphore.release)
+        threading.Thread(target=self._serve, args=(worker, semaphore), daemon=True).start()
 
-    def _serve(self, worker, lock):
+    def _serve(self, worker, semaphore):
         while True:
             self.wait(self.address, worker)
-            lock.acquire()
+            semaphore.acquire()
+
+
+class _Semaphore:
+    """A semaphore of the C library, for which a thread can wait without Python's lock.
+
+    To wake and to sleep a thread of Python needs that lock, which the thread that computes holds just then.
+    """
+
+    def __init__(self):
+        self.memory = np.zeros(16, np.int64)  # a sem_t takes at most 64 bytes
+        self.address = address_of(self.memory)
+        self.pointer = ctypes.c_void_p(self.address)
+        _C.sem_init(self.pointer, 0, 0)
+
+    def release(self):
+        _C.sem_post(self.pointer)
+
+
+_C = ctypes.PyDLL(None) if sys.platform.startswith("linux") else None
+
+
+def _find_wait():
+    """Return the address of ``sem_wait``, or 0 on systems where threads wait for Python's semaphores."""
+    return ctypes.cast(_C.sem_wait, ctypes.c_void_p).value if _C is not None else 0
 
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)  # called without Python's lock
@@ -155,10 +181,10 @@ def work_and_close(job, worker):
 
 @kernel(None, seconds=0)
 def wait_for_jobs(job, worker):
-    """Look for jobs and work; return when there was none for a while, marked as asleep."""
-    asleep = load_integer(job + 8 * ASLEEP) + 8 * worker
+    """Look for jobs and work. After a while without one sleep, or return if only Python can wait."""
+    asleep = load_integer(job + 8 * STATES) + 16 * worker
+    semaphore, seen, looks = load_integer(asleep + 8), 0, 0
     add_atomically(asleep, -look_at(asleep))
-    seen, looks = 0, 0
     while looks < LOOKS:
         calls = look_at(job + 8 * CALLS)
         if calls != seen:
@@ -172,6 +198,10 @@ def wait_for_jobs(job, worker):
             add_atomically(asleep, 1)
             if look_at(job + 8 * CALLS) != seen and add_atomically(asleep, -1) == 1:
                 looks = 0  # a job was opened before it could be seen that this worker sleeps
+            elif semaphore:
+                call_function(load_integer(job + 8 * WAIT), semaphore, 0)
+                add_atomically(asleep, -look_at(asleep))
+                looks = 0
     return 0
 
 
