@@ -12,7 +12,7 @@ from minitransformer.kernels.cpu.threads import thread_count
 from minitransformer.kernels.cpu.vectors import LANES, load, load_first, store, store_first
 
 TASK = 2**14  # entries of an array per task, or one row
-WORTH_A_THREAD = 2**15  # entries; fewer take no longer than to wake a thread
+WORTH_A_THREAD = 2**17  # entries; fewer take no longer than to wake a thread
 
 
 def as_rows(x):
