@@ -49,5 +49,6 @@ KERNELS = {
     "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
     "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),
     "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
+    "relu": _on_the_cpu(cpu.accepts_rows, "relu"),
     "squared_norm": _on_the_cpu(cpu.accepts_flat, "optimisation"),
 }

@@ -17,21 +17,20 @@ WORTH_A_THREAD = 2**17  # entries; fewer take no longer than to wake a thread
 
 def as_rows(x):
     """Return ``x`` (…, D) as a matrix (N, D) whose rows are contiguous; it is copied if need be."""
-    if x.dtype != np.float32:
-        raise TypeError(f"this kernel computes in float32; it was given an array of {x.dtype.name}")
+    _check_type(x)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows if rows.strides[1] == rows.itemsize else np.ascontiguousarray(rows)
 
 
-def find_accumulator(owner, shape):
-    """Return ``owner`` if a kernel can add a gradient of ``shape`` to its rows, or else zeros."""
-    usable = (
-        isinstance(owner, np.ndarray)
-        and (owner.dtype, owner.shape) == (np.float32, shape)
-        and owner.strides[-1] == owner.itemsize
-        and owner.flags.writeable
-    )
-    return owner if usable else np.zeros(shape, np.float32)
+def as_contiguous(x):
+    """Return ``x``, copied unless all its entries are contiguous."""
+    _check_type(x)
+    return np.ascontiguousarray(x)
+
+
+def _check_type(x):
+    if x.dtype != np.float32:
+        raise TypeError(f"this kernel computes in float32; it was given an array of {x.dtype.name}")
 
 
 def rows_per_task(width):

@@ -72,6 +72,7 @@ _OPERATORS = {
 }
 _COMPARISONS = {
     (operator.le, FLOATS): lambda builder, a, b: builder.fcmp_ordered("<=", a, b),
+    (operator.gt, FLOATS): lambda builder, a, b: builder.fcmp_ordered(">", a, b),
     (operator.gt, WORDS): lambda builder, a, b: builder.icmp_unsigned(">", a, b),
     (operator.ge, WORDS): lambda builder, a, b: builder.icmp_unsigned(">=", a, b),
 }

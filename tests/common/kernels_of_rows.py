@@ -10,7 +10,9 @@ LAYOUTS = st.sampled_from(["plain", "wide", "transposed", "reversed", "same"])
 def laid_out(x, layout):
     """Return an array equal to ``x`` with other strides; for "same" all its rows are the first."""
     if layout == "wide":
-        return np.concatenate((x * 0 + 3, x, x * 0 - 3), axis=-1)[..., x.shape[-1] : 2 * x.shape[-1]]
+        return np.concatenate((np.full_like(x, 3), x, np.full_like(x, -3)), axis=-1)[
+            ..., x.shape[-1] : 2 * x.shape[-1]
+        ]
     if layout == "transposed":
         return np.asfortranarray(x)
     if layout == "reversed":

@@ -127,6 +127,8 @@ def test_bad_arrays_are_refused_in_the_words_of_the_definition():
     _, saved = kernel.layer_norm(x, gain, bias)
     with pytest.raises(ValueError, match=r"layer_norm_backward: dy has shape \(3, 9\); expected that of y"):
         kernel.layer_norm_backward(dy[1:], saved)
+    with pytest.raises(TypeError, match="float64"):
+        kernel.layer_norm(*(array.astype(np.float64) for array in (x, gain, bias)))
 
 
 def test_the_kernel_runs_where_there_is_much_to_do():

@@ -5,6 +5,7 @@ import test_kernel_dropout as dropout
 import test_kernel_embedding as embedding
 import test_kernel_layer_norm as norms
 import test_kernel_optimisation as optimisation
+import test_kernel_relu as relu
 from common.changed_kernels import compile_changed
 
 from minitransformer.kernels.cpu import layer_norm as kernel
@@ -48,6 +49,11 @@ def check_embedding(changed):
 def check_dropout(changed):
     """Check the pair of a changed module."""
     dropout.check(*dropout.draw(0, (2, 3, 70)), (changed.dropout, changed.dropout_backward))
+
+
+def check_relu(changed):
+    """Check the pair of a changed module."""
+    relu.check(*relu.draw(0, (3, 2**13)), (changed.relu, changed.relu_backward))
 
 
 # file, mistake, function or None, old, new, check
@@ -167,6 +173,24 @@ MISTAKES = [
             ("rows numbered through", "_drop_row", "n % record.length", "n"),
             ("counters of neighbours", "_drop_row", "words(first // 4)", "words(first)"),
             ("one too many", "_drop_row", "word >= threshold", "word > words(0)"),
+        )
+    ],
+    *[
+        ("relu", mistake, part, old, new, check_relu)
+        for mistake, part, old, new in (
+            ("NaN lost", "rectify", "where(x <= zero, zero, x)", "where(x > zero, x, zero)"),
+            (
+                "all pass",
+                "rectify_backward",
+                "zero, one = splat(0.0), splat(1.0)",
+                "zero, one = splat(-1e9), splat(1.0)",
+            ),
+            (
+                "what is no number dropped",
+                "rectify_backward",
+                "load_some(record.dy + 4 * n, end - n) * positive",
+                "where(positive > zero, load_some(record.dy + 4 * n, end - n), zero)",
+            ),
         )
     ],
 ]

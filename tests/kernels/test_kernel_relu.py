@@ -1,0 +1,78 @@
+"""The rectifier on the CPU, which gives the numbers of its definition."""
+
+import numpy as np
+import pytest
+from common.kernels_of_rows import LAYOUTS, laid_out, run_pair
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minitransformer import dispatch, functional
+from minitransformer.kernels.cpu import relu as kernel
+from minitransformer.kernels.cpu import rows
+from minitransformer.kernels.cpu.threads import limit_threads, thread_count
+
+PAIR = kernel.relu, kernel.relu_backward
+DEFINITION = functional.relu, functional.relu_backward
+
+
+def draw(seed, shape, layout="plain"):
+    """Return x and dy, with some entries that are 0 or no numbers."""
+    random = np.random.default_rng(seed)
+    x, dy = random.standard_normal((2, *shape), np.float32)
+    for array in (x, dy):
+        for special in (0.0, -0.0, np.nan, np.inf, -np.inf):
+            array[random.random(shape) < 0.05] = special
+    return laid_out(x, layout), laid_out(dy, layout)
+
+
+def check(x, dy, pair=PAIR):
+    """Fail unless ``pair`` gives the numbers of the definition."""
+    with np.errstate(invalid="ignore"):
+        ours, theirs = (run_pair(one, (x,), dy, {}) for one in (pair, DEFINITION))
+    for mine, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, expected, "result")
+        assert mine.dtype == np.float32
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    leading=st.lists(st.integers(0, 5), max_size=3),
+    width=st.integers(1, 90),
+    layout=LAYOUTS,
+)
+def test_it_is_the_definition(seed, leading, width, layout):
+    check(*draw(seed, (*leading, width), layout))
+
+
+def test_several_tasks_and_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(rows, "WORTH_A_THREAD", 1)
+    for count in range(1, thread_count() + 1):
+        with limit_threads(count):
+            check(*draw(0, (3 * rows.TASK + 5,)))
+
+
+def test_gradients_are_added():
+    x, dy = np.random.default_rng(1).standard_normal((2, 4, 33), np.float32)
+    _, saved = kernel.relu(x)
+    owner = np.ones_like(x)
+    (dx,) = kernel.relu_backward(dy, saved, add_to=(owner,))
+    assert dx is owner
+    np.testing.assert_array_equal(owner, kernel.relu_backward(dy, saved)[0] + 1)
+
+
+def test_arrays_of_another_shape_or_type_are_refused():
+    x, dy = draw(2, (4, 33))
+    with pytest.raises(TypeError, match="float64"):
+        kernel.relu(x.astype(np.float64))
+    _, saved = kernel.relu(x)
+    with pytest.raises(ValueError, match=r"relu_backward: dy has shape \(3, 33\); expected that of y"):
+        kernel.relu_backward(dy[1:], saved)
+
+
+def test_the_kernel_runs_where_there_is_much_to_do():
+    for length, runs in ((256, True), (255, False)):
+        for dtype in (np.float32, np.float64):
+            x = np.ones((length, 128), dtype)
+            _, call = dispatch.relu(x)
+            assert isinstance(call.saved, kernel.Saved) == (runs and dtype == np.float32)
+            dispatch.relu_backward(x, call)
