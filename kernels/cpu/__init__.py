@@ -25,6 +25,8 @@ Names in this package, each with one meaning. Sizes count elements; a byte size,
     lane                  the index of a query in its block; j is that of a key in its block
     count, keys, rows     numbers of queries, keys and rows; rows_address is the address of the first row
     offset                the mask's: query i sees key j ≤ i + offset
+    n, d                  the index of a row, and of an entry in it, of arrays (N, D)
+    entries               numbers of an array, whatever its shape
 """
 
 import functools

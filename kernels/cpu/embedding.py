@@ -19,7 +19,7 @@ from minitransformer.kernels.cpu.rows import as_rows, choose_workers, load_some,
 from minitransformer.kernels.cpu.threads import run
 from minitransformer.kernels.cpu.vectors import LANES, load_integer
 
-COLUMNS = 32  # of the table, that a task adds to: two cache lines
+TASK_COLUMNS = 32  # of the table, that a task adds to: two cache lines
 
 
 class Saved(NamedTuple):
@@ -68,7 +68,7 @@ def _add_rows(dy, saved, owner):
     dtable = _find_owner(owner, saved.table_shape)
     dy = as_rows(dy)
     rows, width = dy.shape
-    record = ROWS(
+    record = SCATTER(
         dy=locate(dy),
         dtable=locate(dtable),
         ids=address_of(saved.ids),
@@ -91,7 +91,7 @@ def _find_owner(owner, shape):
     return owner if usable else np.zeros(shape, np.float32)
 
 
-ROWS = Layout(
+SCATTER = Layout(
     ("dy", MATRIX),  # (N, D), rows contiguous
     ("dtable", MATRIX),  # (V, D), rows contiguous
     *("ids", "id_count"),  # row n of dy belongs to row ids[n % id_count] of the table
@@ -99,13 +99,13 @@ ROWS = Layout(
 )
 
 
-@kernel(ROWS, seconds=1)
+@kernel(SCATTER, seconds=1)
 def scatter_rows(records, worker):
-    """Add the rows of ``dy`` to those of the table. A task is COLUMNS columns, and all rows in order."""
+    """Add the rows of ``dy`` to those of the table. A task is TASK_COLUMNS columns, and all rows in order."""
     record = carray(records, (1,))[0]
-    first = take_task(record) * COLUMNS
+    first = take_task(record) * TASK_COLUMNS
     while first < record.width:
-        end = min(first + COLUMNS, record.width)
+        end = min(first + TASK_COLUMNS, record.width)
         for n in range(record.rows):
             row = load_integer(record.ids + 8 * (n % record.id_count))
             target = record.dtable.address + row * record.dtable.row_bytes
@@ -114,5 +114,5 @@ def scatter_rows(records, worker):
                 count = end - d
                 total = load_some(target + 4 * d, count) + load_some(origin + 4 * d, count)
                 store_some(target + 4 * d, total, count)
-        first = take_task(record) * COLUMNS
+        first = take_task(record) * TASK_COLUMNS
     return 0

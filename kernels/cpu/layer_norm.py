@@ -34,7 +34,7 @@ from minitransformer.kernels.cpu.vectors import (
 )
 
 MOST_SUMS = 32  # parts into which the sums over all rows are split, for any number of threads
-FEWEST_ROWS = 16  # of a part
+ROWS_PER_SUM = 16  # at least
 
 
 class Saved(NamedTuple):
@@ -93,7 +93,7 @@ def _differentiate(dy, saved):
     """Return the gradients at the sum, gain and bias; those of the rows of a part are added one by one."""
     dx = np.empty(saved.x.shape, saved.x.dtype)
     rows, width = saved.mean.size, saved.x.shape[-1]
-    task_rows = max(FEWEST_ROWS, -(-rows // MOST_SUMS))
+    task_rows = max(ROWS_PER_SUM, -(-rows // MOST_SUMS))
     sums = np.empty((-(-rows // task_rows), 2, round_up(width, LANES)), dx.dtype)
     dy = as_rows(dy)
     _run(norm_backward, saved, dy=locate(dy), dx=address_of(dx), sums=address_of(sums), task_rows=task_rows)

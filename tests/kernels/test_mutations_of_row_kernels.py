@@ -161,7 +161,12 @@ MISTAKES = [
                 "range(first, end, LANES)",
                 "range(first, end // LANES * LANES, LANES)",
             ),
-            ("columns of the next task", "scatter_rows", "first + COLUMNS", "first + COLUMNS + LANES"),
+            (
+                "columns of the next task",
+                "scatter_rows",
+                "first + TASK_COLUMNS",
+                "first + TASK_COLUMNS + LANES",
+            ),
         )
     ],
     *[
