@@ -1,9 +1,13 @@
-"""``python -m bench``: comparisons with peers; each prints its result and can write it as JSON."""
+"""``python -m bench``: comparisons with peers; each prints its result and can write it as JSON.
+
+Without a command all run in their quick form (``bench.quick``).
+"""
 
 import functools
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +20,11 @@ from bench.report import (
     format_sizes,
     format_threads,
     make_progress,
+    print_busy,
+    print_cross_entropy,
     print_means,
     print_memory,
+    print_page_faults,
     print_table,
     write_results,
 )
@@ -27,7 +34,7 @@ from minitransformer.inspection.plots import FORMATS, check_picture, prepare_dra
 from minitransformer.system.files import check_writable
 from minitransformer.system.processors import list_processors
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
 PlotFile = Annotated[
     Path | None,
@@ -35,9 +42,20 @@ PlotFile = Annotated[
 ]
 
 
-@app.callback()
-def describe():
-    """Compare minitransformer with its peers."""
+@app.callback(invoke_without_command=True)
+def quick(context: typer.Context, json_file: JsonFile = None):
+    """Compare minitransformer with its peers: all of it quickly, in under five minutes, or one COMMAND."""
+    if context.invoked_subcommand is not None:
+        if json_file is not None:
+            raise InputError(f"give --json after {context.invoked_subcommand}")
+        return
+    require_torch()
+    check_files(json_file)
+    results, failures = run_quickly()
+    if json_file is not None:
+        write_results(json_file, results, failures=failures)
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -56,6 +74,43 @@ def step(json_file: JsonFile = None):
         for count in counts
     ]
     results = run_races(races)
+    print_page_faults(results)
+    if json_file is not None:
+        write_results(json_file, results)
+
+
+@app.command()
+def busy(json_file: JsonFile = None):
+    """Race a small training step on a busy machine, beside other processes, against PyTorch eager."""
+    require_torch()
+    check_files(json_file)
+    from bench import busy as benchmark  # noqa: PLC0415
+
+    with make_progress() as bar:
+        task = bar.add_task("busy", total=TURNS)
+        results = benchmark.compare(CASES[0], list_processors(), advance=lambda: bar.advance(task))
+    print_busy(results)
+    if json_file is not None:
+        write_results(json_file, results)
+
+
+@app.command()
+def cross_entropy(json_file: JsonFile = None):
+    """Race a head with its loss, forward and backward, against PyTorch's; measure the memory of a call."""
+    require_torch()
+    check_files(json_file)
+    from bench import cross_entropy as benchmark  # noqa: PLC0415
+
+    cores = list_processors()
+    case = benchmark.GPT2
+    races = [
+        (
+            f"N={case.N}, V={case.V}, D={case.D}, {format_threads(count)}",
+            functools.partial(benchmark.compare, case, cores[:count]),
+        )
+        for count in sorted({1, len(cores)})
+    ]
+    results = run_races(races, print_cross_entropy)
     if json_file is not None:
         write_results(json_file, results)
 
@@ -128,10 +183,40 @@ def parity(
         write_results(json_file, results)
 
 
-def run_races(races):
-    """Run ``races``, each a description and a function of ``advance``; print their results and return them.
+def run_quickly():
+    """Run all benchmarks in their quick form, and print a section for each when it is done.
 
-    Ctrl-C stops the races and prints the results so far.
+    Return all results, and ``{benchmark: message}`` of those that failed. Ctrl-C stops the run.
+    """
+    from bench.quick import BENCHMARKS  # noqa: PLC0415
+
+    results, failures, start = [], {}, time.monotonic()
+    with make_progress() as bar:
+        task = bar.add_task("", total=len(BENCHMARKS))
+        for done, (name, compare_quickly, show) in enumerate(BENCHMARKS):
+            bar.update(task, description=name, completed=done)
+            try:
+                found = compare_quickly()
+            except ContenderError as error:
+                failures[name] = str(error)
+                bar.console.print(f"{name} failed: {error}", markup=False)
+            except KeyboardInterrupt:
+                bar.stop()
+                bar.console.print(
+                    f"stopped after {done} of {len(BENCHMARKS)} benchmarks; nothing was written"
+                )
+                raise typer.Exit(130) from None
+            else:
+                results += found
+                show(found)
+    print(f"\n{len(BENCHMARKS) - len(failures)} benchmarks in {time.monotonic() - start:.0f} s")
+    return results, failures
+
+
+def run_races(races, show=print_table):
+    """Run ``races``, each a description and a function of ``advance``; show their results and return them.
+
+    Ctrl-C stops the races and shows the results so far.
     """
     results = []
     with make_progress() as bar:
@@ -144,10 +229,10 @@ def run_races(races):
         except KeyboardInterrupt:
             bar.stop()
             if results:
-                print_table(results)
+                show(results)
             bar.console.print(f"stopped after {len(results)} of {len(races)} races; nothing was written")
             raise typer.Exit(130) from None
-    print_table(results)
+    show(results)
     return results
 
 

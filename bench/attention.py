@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS, MEMORY_STREAM, MEMORY_STREAM_BYTES
-from bench.contenders import TURNS, compute_median, race, start_contenders, summarise
+from bench.contenders import QUICK_TURNS, TURNS, compute_median, race, start_contenders, summarise
 from minitransformer import dispatch
 from minitransformer.functional import causal_mask, full_mask
 from minitransformer.functional.philox import Key
 from minitransformer.system.memory import reuse_freed_memory
+from minitransformer.system.processors import list_processors
 
 PEER = "pytorch-sdpa"
 TOKENS = 2048  # per batch; a longer sequence is a batch of one
@@ -63,12 +64,17 @@ CASES = tuple(
     for causal in (False, True)
     for shape in SHAPES
 )
-
-
+QUICK_CASES = tuple(
+    Case(T=T, B=TOKENS // T, causal=causal, backward=backward)
+    for causal, backward in ((False, False), (True, True))
+    for T in (128, 1024)
+)
 MAKE_STEP = "bench.attention:make_step"
 
 
-def compare(case, cores, advance=lambda: None, peer_factory=MAKE_STEP, definition_factory=MAKE_STEP):
+def compare(
+    case, cores, advance=lambda: None, turns=None, peer_factory=MAKE_STEP, definition_factory=MAKE_STEP
+):
     """Race ``case`` on ``cores``, one thread per core; return the result."""
     settings = {**asdict(case), "threads": len(cores)}
     contenders = [
@@ -82,7 +88,7 @@ def compare(case, cores, advance=lambda: None, peer_factory=MAKE_STEP, definitio
         ours, peer, *others, ceiling = processes
         # PyTorch drops other entries than the kernel; the definition drops the same
         same = others if case.dropout else [peer, *others]
-        race(*processes, same=same, advance=advance)
+        race(*processes, same=same, advance=advance, turns=turns)
     rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
     return {
         "benchmark": "attention",
@@ -94,6 +100,11 @@ def compare(case, cores, advance=lambda: None, peer_factory=MAKE_STEP, definitio
         "ceiling_share": case.flops() / compute_median(ours) / rate,
         "ceiling_gflops": rate / 1e9,
     }
+
+
+def compare_quickly():
+    """Return the results of ``QUICK_CASES`` on all cores, after a few turns."""
+    return [compare(case, list_processors(), turns=QUICK_TURNS) for case in QUICK_CASES]
 
 
 def measure_bandwidth(cores):

@@ -3,12 +3,13 @@
 Contenders use the same cores and as many threads, and take turns, A B C A B C, so that other load on the
 machine affects all of them. Before any time is measured their first results must agree.
 
-No contender's threads may spin during another's turn. No waiting policy is set for OpenMP: a passive one
-would add the cost of waking a thread to each of PyTorch's many small parallel loops, with an active one
-threads would spin forever, and users run neither. By default threads of OpenMP (GOMP, PyTorch's on Linux)
-sleep after some 10 ms without work, those of Intel's OpenMP after 200 ms, and those of OpenBLAS at once, as
-our command line sets it. So every turn is followed by a longer rest, after which a contender's processor time
-is measured: one that does not sleep stops the race.
+No contender's threads may spin during another's turn. Those of our kernels look for work for some 20 µs, then
+sleep (``minitransformer.kernels.cpu.threads``); those of OpenBLAS, which computes what has no kernel and the
+ceiling, sleep at once, as our command line sets it. PyTorch's are OpenMP's, for which no waiting policy is
+set: a passive one would add the cost of waking a thread to each of its many small parallel loops, with an
+active one threads would spin forever, and users run neither. By default those of GOMP (on Linux) sleep after
+some 10 ms without work, those of Intel's OpenMP after 200 ms. So every turn is followed by a longer rest,
+after which a contender's processor time is measured: one that does not sleep stops the race.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from minitransformer.system.processors import THREAD_VARIABLES
 WARM_UP = 3  # steps, whose results are compared
 TOLERANCE = 1e-4  # relative
 TURNS = 6
+QUICK_TURNS = 2
 TURN_SECONDS = 0.3  # at least; a longer step is a turn by itself
 REST_SECONDS = 0.25
 IDLE_CORES = 0.1  # the most that a contender may keep busy while it waits
@@ -42,12 +44,16 @@ class ContenderError(RuntimeError):
 class Contender:
     """A process that runs steps on request; ``seconds`` are the times of its steps.
 
+    ``page_faults`` are those of a step, by turn; ``peak_bytes`` is the peak of its resident memory. Where the
+    system does not report them, these are an empty list and None.
+
     ``factory`` ("module:function") is called there with ``settings`` and returns the function to be timed
     (``bench.worker``). The process is pinned to ``cores`` (if the system supports it), one thread per core.
     """
 
     def __init__(self, name, factory, settings, cores):
         self.name, self.seconds, self.steps_per_turn = name, [], 1
+        self.page_faults, self.peak_bytes = [], None
         order = {"cores": cores, "factory": factory, "settings": settings}
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  see close()
         self._process = subprocess.Popen(
@@ -69,7 +75,7 @@ class Contender:
         return first["values"]
 
     def turn(self):
-        """Run a turn of steps and record their times, then rest.
+        """Run a turn of steps, record their times and return them, after a rest.
 
         The first of several steps is not recorded: it wakes the threads and fills the caches again, which
         takes milliseconds that do not matter for a single long step.
@@ -80,8 +86,13 @@ class Contender:
                 f"{self.name} kept {done['cores_while_idle']:.1f} cores busy while it waited, so no time is "
                 "valid; is one of OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME set?"
             )
-        self.seconds += done["seconds"][1:] or done["seconds"]
+        seconds = done["seconds"][1:] or done["seconds"]
+        self.seconds += seconds
+        if done["page_faults"] is not None:
+            self.page_faults.append(done["page_faults"] / self.steps_per_turn)
+        self.peak_bytes = done["peak_bytes"]
         self._rest()
+        return seconds
 
     def close(self):
         """End the process."""
@@ -116,18 +127,18 @@ def start_contenders(*contenders):
         yield [stack.enter_context(contextlib.closing(Contender(*arguments))) for arguments in contenders]
 
 
-def race(ours, peer, *others, same=None, advance=lambda: None):
+def race(ours, peer, *others, same=None, advance=lambda: None, turns=None):
     """Run all in turns; raise ContenderError if the first results of ``ours`` and ``same`` differ.
 
     ``same`` is the peer unless it is given; other contenders measure something else. ``advance`` is called
-    after each of ``TURNS`` rounds.
+    after each of ``turns`` rounds, by default ``TURNS``.
     """
     our_values = ours.warm_up()
     for contender in (peer, *others):
         values = contender.warm_up()
         if contender in ([peer] if same is None else same):
             check_agreement(ours, our_values, contender, values)
-    for _ in range(TURNS):
+    for _ in range(turns or TURNS):
         for contender in (ours, peer, *others):
             contender.turn()
         advance()
@@ -156,13 +167,29 @@ def compute_median(contender):
 
 
 def summarise(ours, peer):
-    """Return the medians and minima of both, and the ratio of the peer's median to ours."""
-    medians = [compute_median(contender) for contender in (ours, peer)]
+    """Return the peer's name and ``summarise_times`` of both."""
+    return {"peer": peer.name, **summarise_times(ours.seconds, peer.seconds)}
+
+
+def summarise_times(ours, peer):
+    """Return the medians and minima of two lists of seconds, and the ratio of the peer's median to ours."""
+    medians = [statistics.median(seconds) for seconds in (ours, peer)]
     return {
-        "peer": peer.name,
         "ours_seconds": medians[0],
         "peer_seconds": medians[1],
         "ratio": medians[1] / medians[0],
-        "ours_minimum_seconds": min(ours.seconds),
-        "peer_minimum_seconds": min(peer.seconds),
+        "ours_minimum_seconds": min(ours),
+        "peer_minimum_seconds": min(peer),
+    }
+
+
+def summarise_memory(ours, peer):
+    """Return the page faults of a step after the warm-up, and the peak resident memory, of both."""
+    return {
+        f"{role}_{name}": value
+        for role, contender in (("ours", ours), ("peer", peer))
+        for name, value in (
+            ("page_faults", statistics.mean(contender.page_faults) if contender.page_faults else None),
+            ("peak_bytes", contender.peak_bytes),
+        )
     }

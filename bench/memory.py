@@ -1,23 +1,24 @@
 """The memory of attention, forward and backward, as T grows.
 
 Each measurement is a new process: after a tiny call, which compiles and starts threads, it reads how much
-memory it holds, calls once, and returns by how much the peak exceeds that. q, k, v and dy are allocated
-before, so this is what the call allocates: results and scratch memory. On logarithmic axes linear growth has
-slope 1, quadratic growth slope 2.
+memory it holds, calls once, and returns by how much the peak exceeds that. What the call is given (q, k, v
+and dy) is allocated before, so this is what the call allocates: results and scratch memory. On logarithmic
+axes linear growth has slope 1, quadratic growth slope 2.
 """
 
 import math
 import sys
-from pathlib import Path
 
 from bench.attention import ATTENTION, PEER, Case, describe_case
 from bench.contenders import check_agreement, start_contenders
+from bench.usage import CLEAR, read_memory, read_peak_memory, reset_peak_memory
 from minitransformer.errors import InputError
+from minitransformer.system.processors import list_processors
 
 LENGTHS = 1024, 2048, 4096, 8192, 16384
+QUICK_LENGTHS = 1024, 4096
 LONGEST_BY_DEFINITION = 4096  # beyond, the probabilities alone take gigabytes
 TINY = 64
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def compare(length, cores):
@@ -25,16 +26,31 @@ def compare(length, cores):
     contenders = {"ours": ("minitransformer", "kernels"), "peer": (PEER, "pytorch")}
     if length <= LONGEST_BY_DEFINITION:
         contenders["definition"] = "definition", "definition"
+    settings = {"length": length, "threads": len(cores)}
+    case = describe_case(Case(T=length, backward=True), len(cores))
+    used = measure_contenders(contenders, "bench.memory:make_measurement", settings, cores)
+    return {"benchmark": "memory", "case": case, "peer": PEER, **used}
+
+
+def compare_quickly():
+    """Return the results of ``QUICK_LENGTHS`` on all cores."""
+    return [compare(length, list_processors()) for length in QUICK_LENGTHS]
+
+
+def measure_contenders(contenders, factory, settings, cores):
+    """Return the bytes that a call of each of ``contenders`` needs, ``{"ROLE_bytes": number}``.
+
+    ``contenders`` are ``{role: (name, who)}``; ``factory``, called with ``settings`` and ``who``, returns the
+    step of ``measure_call``. Raise ContenderError unless all results agree.
+    """
     used, samples = {}, []
     for role, (name, who) in contenders.items():  # one at a time, so that they do not compete for memory
-        order = {"who": who, "length": length, "threads": len(cores)}
-        with start_contenders((name, "bench.memory:make_measurement", order, cores)) as (process,):
+        with start_contenders((name, factory, {**settings, "who": who}, cores)) as (process,):
             ((used[f"{role}_bytes"], *results),) = process.warm_up(steps=1)
             samples.append((process, [results]))
     for other in samples[1:]:
         check_agreement(*samples[0], *other)
-    case = describe_case(Case(T=length, backward=True), len(cores))
-    return {"benchmark": "memory", "case": case, "peer": PEER, **used}
+    return used
 
 
 def compute_slopes(results):
@@ -51,23 +67,24 @@ def compute_slopes(results):
 
 
 def make_measurement(who, length, threads):
-    """Return a step whose value is the bytes that one call needed, followed by samples of its results."""
+    """Return ``measure_call`` of an attention of ``length`` tokens."""
+    cases = (Case(T=T, backward=True) for T in (TINY, length))
+    return measure_call(*(ATTENTION[who](case, threads) for case in cases))
+
+
+def measure_call(tiny, whole):
+    """Return a step whose value is the bytes that ``whole`` needed, followed by what it returned.
+
+    ``tiny`` is called before. Both are steps, which return lists.
+    """
     if not CLEAR.exists():
         raise InputError(f"the memory of a single call can be measured on Linux only; this is {sys.platform}")
-    cases = (Case(T=T, backward=True) for T in (TINY, length))
-    tiny, whole = (ATTENTION[who](case, threads) for case in cases)
     tiny(0)
 
     def step(number):
-        CLEAR.write_text("5")  # resets the peak
-        before = _status("VmRSS")
+        reset_peak_memory()
+        before = read_memory()
         results = whole(number)
-        return [_status("VmHWM") - before, *results]
+        return [read_peak_memory() - before, *results]
 
     return step
-
-
-def _status(name):
-    """Return an entry of this process's status in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])

@@ -9,7 +9,7 @@ from minitransformer.system.files import write_json
 from minitransformer.system.progress import make_progress_bar
 
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
-SIZES = ("B", "T", "D", "H", "K", "F", "V")
+SIZES = ("N", "B", "T", "D", "H", "K", "F", "V")
 ROW_SIZES = ("B", "T", "K")  # in which cases of attention differ
 
 
@@ -44,6 +44,60 @@ def print_table(results):
     )
 
 
+def print_page_faults(results):
+    """Print the page faults and the peak memory of the ``results`` of training steps."""
+    blocks = {}
+    for result in results:
+        kind, name = split_case(result["case"])
+        faults = ("–" if count is None else f"{count:.0f}" for count in _both(result, "page_faults"))
+        blocks.setdefault(kind, []).append((name, *faults, *map(_mebibytes, _both(result, "peak_bytes"))))
+    _print_blocks(
+        "page faults of a step after the warm-up, and peak memory of the process in MiB",
+        ("", "ours", "peer", "ours, MiB", "peer, MiB"),
+        blocks,
+        "page fault: a page of memory is used for the first time",
+    )
+
+
+def print_busy(results):
+    """Print the ``results`` of a step beside busy processes, one number of them per row."""
+    rows = [
+        (
+            str(result["case"]["busy_processes"] or "none"),
+            _times(result, "ours"),
+            _factor(result["ours_factor"]),
+            _times(result, "peer"),
+            _factor(result["peer_factor"]),
+            f"{result['ratio']:.2f}",
+        )
+        for result in results
+    ]
+    case = results[0]["case"]
+    _print_blocks(
+        f"busy: minitransformer (ours) and {results[0]['peer']} (peer)",
+        ("busy processes", "ours", "factor", "peer", "factor", "ratio"),
+        {f"{format_sizes(case)}, {format_threads(case['threads'])}": rows},
+        "times: median (minimum); factor: the median divided by that beside none;",
+        "ratio: the peer's median divided by ours",
+    )
+
+
+def print_cross_entropy(results):
+    """Print the times of ``results`` of cross-entropy, then the memory of a call."""
+    print_table(results)
+    rows = [
+        (
+            format_threads(result["case"]["threads"]),
+            *map(_mebibytes, _both(result, "bytes")),
+            f"{result['ours_bytes'] / result['peer_bytes']:.2f}",
+        )
+        for result in results
+        if "ours_bytes" in result
+    ]
+    if rows:
+        _print_blocks("peak memory of a call, in MiB", ("", "ours", "peer", "ours / peer"), {"": rows})
+
+
 def print_means(means):
     """Print the geometric means of the ratios, by what ``bench.attention.compute_means`` groups them."""
     blocks = {}
@@ -60,8 +114,7 @@ def print_memory(results, slopes):
     columns = {"ours": "ours", "peer": results[0]["peer"], "definition": "definition"}
     rows = []
     for result in results:
-        used = (result.get(f"{role}_bytes") for role in columns)
-        cells = ("–" if size is None else f"{size / 2**20:.1f}" for size in used)
+        cells = (_mebibytes(result.get(f"{role}_bytes")) for role in columns)
         rows.append((f"T={result['case']['T']}", *cells))
     rows.append(("slope", *(f"{slopes[role]:.2f}" if role in slopes else "–" for role in columns)))
     _print_blocks(
@@ -121,6 +174,19 @@ def _print_blocks(title, header, blocks, *notes):
     for number, (heading, block) in enumerate(blocks.items()):
         lines += [""] * (number > 0) + [heading] * bool(heading) + [line(row) for row in block]
     print("\n" + "\n".join([*lines, *([""] if notes else []), *notes]))
+
+
+def _factor(factor):
+    return f"{factor:.2f} ×"
+
+
+def _both(result, name):
+    """Return our value and the peer's."""
+    return result[f"ours_{name}"], result[f"peer_{name}"]
+
+
+def _mebibytes(size):
+    return "–" if size is None else f"{size / 2**20:.1f}"
 
 
 def _ratio_to(result, name):

@@ -4,7 +4,7 @@ Both run the whole step: forward, loss, backward, clipping by global norm, AdamW
 same batches. Ours reuses freed memory in the next step, as the trainer does; PyTorch allocates by default.
 PyTorch's AdamW is the fused one: not the default on a CPU, but several times faster on large tables.
 
-The same step by definitions shows what the kernels gain.
+The same step by definitions shows what the kernels gain. Page faults count what a step allocates anew.
 
 The share of the ceiling counts the matrix products of three forward passes per step, attention's for all T²
 entries, relative to the rate of NumPy's float32 products on as many threads.
@@ -16,10 +16,18 @@ import numpy as np
 
 from bench.attention import require_kernels, switch_kernels_off
 from bench.ceiling import MATRIX_PRODUCT, MATRIX_PRODUCT_FLOPS
-from bench.contenders import compute_median, race, start_contenders, summarise
+from bench.contenders import (
+    QUICK_TURNS,
+    compute_median,
+    race,
+    start_contenders,
+    summarise,
+    summarise_memory,
+)
 from minitransformer.data import TokenWindows
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.system.memory import reuse_freed_memory
+from minitransformer.system.processors import list_processors
 from minitransformer.training import TrainingArguments, train_step
 from minitransformer.training.optimisers import make_optimiser
 
@@ -64,26 +72,44 @@ CASES = (
 )
 
 
-def compare(case, cores, advance=lambda: None, peer_factory="bench.step:make_pytorch_step"):
+def compare(case, cores, advance=lambda: None, turns=None):
     """Race a training step of ``case`` on ``cores``, one thread per core; return the result."""
-    settings = {"config": asdict(case.config), "rows": case.rows}
     with start_contenders(
-        ("minitransformer", "bench.step:make_kernel_step", settings, cores),
-        (PEER, peer_factory, {**settings, "threads": len(cores)}, cores),
-        ("definition", "bench.step:make_definition_step", settings, cores),
+        *describe_pair(case, cores),
+        ("definition", "bench.step:make_definition_step", describe_settings(case), cores),
         ("the ceiling", MATRIX_PRODUCT, {}, cores),
     ) as (ours, peer, definition, ceiling):
-        race(ours, peer, definition, ceiling, same=[peer, definition], advance=advance)
+        race(ours, peer, definition, ceiling, same=[peer, definition], advance=advance, turns=turns)
     result = {
         "benchmark": "step",
         "case": describe_case(case, len(cores)),
         **summarise(ours, peer),
+        **summarise_memory(ours, peer),
         "other_seconds": {definition.name: compute_median(definition)},
     }
     flops = 3 * case.rows * GPT(case.config).forward_flops(case.config.context_length)
     rate = MATRIX_PRODUCT_FLOPS / min(ceiling.seconds)
     share = flops / result["ours_seconds"] / rate
     return {**result, "ceiling_share": share, "ceiling_gflops": rate / 1e9}
+
+
+def compare_quickly():
+    """Return the results of all cases on all cores, after a few turns."""
+    return [compare(case, list_processors(), turns=QUICK_TURNS) for case in CASES]
+
+
+def describe_pair(case, cores, peer_factory="bench.step:make_pytorch_step"):
+    """Return the arguments of the two contenders, ours and PyTorch."""
+    settings = describe_settings(case)
+    return (
+        ("minitransformer", "bench.step:make_kernel_step", settings, cores),
+        (PEER, peer_factory, {**settings, "threads": len(cores)}, cores),
+    )
+
+
+def describe_settings(case):
+    """Return ``case`` as the arguments of the factories below."""
+    return {"config": asdict(case.config), "rows": case.rows}
 
 
 def describe_case(case, threads):

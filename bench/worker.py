@@ -4,7 +4,8 @@ ORDER is JSON: the ``cores`` to be pinned to, the ``factory`` ("module:function"
 process is pinned before it imports anything that starts threads, then calls the factory, which returns the
 function to be timed: ``step(number)``, which returns a number, or a list of them, to be compared between
 contenders. Every line on standard input is a number of steps to run; every answer on standard output is a
-line of JSON.
+line of JSON: the values and seconds of those steps, the page faults during them, the peak memory so far, and
+how many cores were busy between the requests.
 """
 
 import importlib
@@ -12,6 +13,8 @@ import json
 import os
 import sys
 import time
+
+from bench.usage import count_page_faults, read_peak_memory
 
 SHORT = 0.05  # seconds; a contender that waited less, as one alone does, is not checked
 
@@ -30,14 +33,19 @@ def work(order, requests, answers):
     number, (cpu, clock) = 0, answer()
     for request in requests:
         cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
-        values, seconds = [], []
+        values, seconds, faults = [], [], count_page_faults()
         for _ in range(int(request)):
             start = time.perf_counter()
             values.append(step(number))
             seconds.append(time.perf_counter() - start)
             number += 1
-        idle = cpu / clock if clock > SHORT else 0.0
-        cpu, clock = answer(values=values, seconds=seconds, cores_while_idle=idle)
+        cpu, clock = answer(
+            values=values,
+            seconds=seconds,
+            page_faults=None if faults is None else count_page_faults() - faults,
+            peak_bytes=read_peak_memory(),
+            cores_while_idle=cpu / clock if clock > SHORT else 0.0,
+        )
 
 
 def main():

@@ -11,6 +11,7 @@ def short_races():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contenders, "TURNS", 2)
         patch.setattr(contenders, "TURN_SECONDS", 0.01)
+        patch.setattr(contenders, "REST_SECONDS", 0.1)
         yield
 
 

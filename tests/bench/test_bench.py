@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 from bench import contenders
 from bench.__main__ import app, main
 from bench.contenders import ContenderError, race, start_contenders
-from bench.report import print_means, print_memory, print_table, write_results
-from bench.step import Case, compare, make_nanogpt_config
+from bench.report import print_means, print_memory, print_page_faults, print_table, write_results
+from bench.step import Case, compare, describe_pair, make_nanogpt_config
 from minitransformer.errors import InputError
 from minitransformer.system.processors import list_processors
 
 RECORDS = Path(__file__).parents[2] / "bench" / "results"
 CORES = list_processors()[:1]
 SMALL = Case(
-    "small", 16, make_nanogpt_config(vocabulary_size=11, context_length=64, layers=1, heads=2, width=16)
+    "small", 16, make_nanogpt_config(vocabulary_size=11, context_length=64, layers=1, heads=1, width=64)
 )
 PLANTED = """
 import os
@@ -71,8 +71,8 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert result["benchmark"] == "step"
     assert result["peer"] == "pytorch-eager"
     assert result["case"] == {
-        **{"B": 16, "T": 64, "H": 2, "K": 8, "causal": True, "dropout": 0.0, "dtype": "float32"},
-        **{"threads": 1, "kernels": "fused", "layers": 1, "D": 16, "F": 64, "V": 11},
+        **{"B": 16, "T": 64, "H": 1, "K": 64, "causal": True, "dropout": 0.0, "dtype": "float32"},
+        **{"threads": 1, "kernels": "fused", "layers": 1, "D": 64, "F": 256, "V": 11},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
     assert 0 < result["ours_minimum_seconds"] <= result["ours_seconds"]
@@ -80,6 +80,10 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert result["ceiling_share"] > 0  # above 1 where the machine was busy during the ceiling's turns
     assert result["other_seconds"]["definition"] > 0
     assert result["ceiling_gflops"] > 0
+    if sys.platform == "linux":
+        assert 0 <= result["ours_page_faults"] < 100  # a step reuses the memory of the one before
+        assert result["peer_page_faults"] >= 0
+        assert result["ours_peak_bytes"] > 2**25 and result["peer_peak_bytes"] > 2**25
 
     write_results(tmp_path / "step.json", [result])
     written = json.loads((tmp_path / "step.json").read_text())
@@ -87,7 +91,9 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert written["machine"]["torch"] == torch.__version__
     assert written["machine"]["cores"] >= 1
     print_table([result])
-    assert "pytorch-eager" in capsys.readouterr().out
+    print_page_faults([result])
+    shown = capsys.readouterr().out
+    assert "pytorch-eager" in shown and "page faults" in shown
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
@@ -125,8 +131,11 @@ CELLS = {
 
 
 def test_a_peer_that_learns_something_else_is_refused(torch, planted):
-    with pytest.raises(ContenderError, match=r"do not compute the same: at step 2 .* no time was measured"):
-        compare(SMALL, CORES, peer_factory="planted:twice_the_rate")
+    with (
+        pytest.raises(ContenderError, match=r"do not compute the same: at step 2 .* no time was measured"),
+        start_contenders(*describe_pair(SMALL, CORES, "planted:twice_the_rate")) as pair,
+    ):
+        race(*pair)
 
 
 def test_a_peer_that_is_not_a_number_is_refused(planted):
@@ -189,7 +198,18 @@ def test_parity_on_a_small_text(torch, tmp_path, monkeypatch):
             compare_training(text, [*small, setting])
 
 
-@pytest.mark.parametrize("command", [["step"], ["attention"], ["memory"], ["parity", "--data", "text.txt"]])
+COMMANDS = (
+    [],
+    ["step"],
+    ["busy"],
+    ["cross-entropy"],
+    ["attention"],
+    ["memory"],
+    ["parity", "--data", "text.txt"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_without_pytorch_one_line_says_so(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(sys, "argv", ["bench", *command])
@@ -201,8 +221,16 @@ def test_without_pytorch_one_line_says_so(command, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(torch, command, tmp_path):
+    done = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "missing" / "record.json")])
+    assert "record.json cannot be written: " in str(done.exception)
+
+
 def test_the_commands_are_explained():
     shown = CliRunner().invoke(app, ["--help"]).output
     assert "Race a GPT's training step" in shown
     assert "Train the shakespeare recipe" in shown
     assert "Race attention" in shown
+    assert "on a busy machine" in shown
+    assert "Race a head with its loss" in shown

@@ -13,7 +13,7 @@ from bench.contenders import ContenderError
 from minitransformer.system.processors import list_processors
 
 CORES = list_processors()[:1]
-SMALL = Case(T=64, B=2, K=16, causal=True, backward=True)
+SMALL = Case(T=64, B=2, causal=True, backward=True)
 PLANTED = """
 from bench import attention
 
@@ -60,19 +60,19 @@ def raced_before(monkeypatch, small_race):
 def test_a_small_race(small_race):
     result = small_race
     assert result["case"] == {
-        **{"pass": "forward + backward", "B": 2, "T": 64, "H": attention.HEADS, "K": 16, "causal": True},
+        **{"pass": "forward + backward", "B": 2, "T": 64, "H": attention.HEADS, "K": 64, "causal": True},
         **{"dropout": 0.0, "dtype": "float32", "threads": 1, "kernels": "fused"},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
     assert result["other_seconds"]["definition"] > 0
     entries = 64 * 65 // 2
-    assert result["gflop"] == 14 * 2 * attention.HEADS * entries * 16 / 1e9
+    assert result["gflop"] == 14 * 2 * attention.HEADS * entries * 64 / 1e9
     share = result["gflop"] / result["ours_seconds"] / result["ceiling_gflops"]
     assert result["ceiling_share"] == pytest.approx(share)
 
 
 def test_under_dropout_ours_is_compared_with_the_definition(torch, planted):
-    case = Case(T=128, B=2, K=16, dropout=0.5, backward=True)
+    case = Case(T=128, B=2, dropout=0.5, backward=True)
     result = attention.compare(case, CORES)
     assert list(result["other_seconds"]) == ["definition"]
     with pytest.raises(ContenderError, match="do not compute the same"):
