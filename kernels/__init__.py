@@ -49,6 +49,7 @@ KERNELS = {
     "linear": _on_the_cpu(cpu.accepts_linear, "linear"),
     "linear_cross_entropy": _on_the_cpu(cpu.accepts_linear_cross_entropy, "linear_cross_entropy"),
     "linear_gelu": _on_the_cpu(cpu.accepts_linear, "linear_gelu"),
+    "packed_linear": _on_the_cpu(cpu.accepts_packed_linear, "packed_linear"),
     "relu": _on_the_cpu(cpu.accepts_rows, "relu"),
     "squared_norm": _on_the_cpu(cpu.accepts_flat, "optimisation"),
 }

@@ -111,15 +111,18 @@ def _kernel_for(name, arrays, settings):
     return None
 
 
-def _single(function):
-    """Return ``function``, which has no backward and may write into its arrays; watchers don't see it."""
+def _single(function, watched=False):
+    """Return ``function``, which has no backward; watchers see it if it is ``watched``, one of a model's."""
     name = function.__name__
 
     @functools.wraps(function)
     def dispatched(*arrays, **settings):
         module = _kernel_for(name, arrays, settings)
         run = function if module is None else getattr(module, name)
-        return run(*arrays, **settings)
+        y = run(*arrays, **settings)
+        for watcher in _watchers.get() if watched else ():
+            watcher.saw_forward(name, _path.get(), arrays, settings, y, None)
+        return y
 
     return dispatched
 
@@ -170,5 +173,6 @@ linear_cross_entropy, linear_cross_entropy_backward = _pair(
     functional.linear_cross_entropy, functional.linear_cross_entropy_backward
 )
 linear_gelu, linear_gelu_backward = _pair(functional.linear_gelu, functional.linear_gelu_backward)
+packed_linear = _single(functional.packed_linear, watched=True)
 relu, relu_backward = _pair(functional.relu, functional.relu_backward)
 squared_norm = _single(functional.squared_norm)

@@ -82,6 +82,11 @@ def accepts_flat(buffer, *buffers, **settings):
     return buffer.size >= WORTH_OF_ROWS and usable()
 
 
+def accepts_packed_linear(x, bias, *, weight, **settings):
+    """Return True for arrays of NumPy, of any size, where kernels can run: definitions unpack all."""
+    return all(type(array) is np.ndarray for array in (x, weight.panels)) and usable()
+
+
 @functools.cache
 def usable():
     """Return True if Numba is installed, can be imported and compiles."""

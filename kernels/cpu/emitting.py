@@ -53,6 +53,25 @@ def load_at(builder, address, element=None):
     return value
 
 
+def load_bfloat16(builder, address):
+    """Emit a load of LANES bfloat16 from ``address`` as floats, of which they are the upper halves."""
+    wide = builder.zext(_load_integers(builder, address, 16), ir.VectorType(WORD, LANES))
+    bits = builder.shl(wide, broadcast(builder, ir.Constant(WORD, 16)))
+    return builder.bitcast(bits, ir.VectorType(FLOAT, LANES))
+
+
+def load_int8(builder, address):
+    """Emit a load of LANES int8 from ``address`` as floats."""
+    wide = builder.sext(_load_integers(builder, address, 8), ir.VectorType(WORD, LANES))
+    return builder.sitofp(wide, ir.VectorType(FLOAT, LANES))
+
+
+def _load_integers(builder, address, bits):
+    value = builder.load(pointer(builder, address, ir.VectorType(ir.IntType(bits), LANES)))
+    value.align = bits // 8
+    return value
+
+
 def store_at(builder, value, address):
     """Emit a store to ``address``, which must be aligned to 4 bytes only."""
     builder.store(value, pointer(builder, address, value.type)).align = 4

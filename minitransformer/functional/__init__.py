@@ -32,6 +32,7 @@ from minitransformer.functional.layer_norm import layer_norm, layer_norm_backwar
 from minitransformer.functional.linear import linear, linear_backward
 from minitransformer.functional.mask import Mask, causal_mask, full_mask, visible
 from minitransformer.functional.optimisation import adamw, squared_norm
+from minitransformer.functional.packed_linear import PackedWeight, pack_weight, packed_linear, unpack_weight
 from minitransformer.functional.philox import Key, keep_mask, random_words, split_key
 from minitransformer.functional.positions import (
     add_positions,
@@ -52,6 +53,7 @@ __all__ = [
     "IGNORED",
     "Key",
     "Mask",
+    "PackedWeight",
     "adamw",
     "add_layer_norm",
     "add_layer_norm_backward",
@@ -85,6 +87,8 @@ __all__ = [
     "linear_gelu_backward",
     "log_softmax",
     "log_softmax_backward",
+    "pack_weight",
+    "packed_linear",
     "random_words",
     "relu",
     "relu_backward",
@@ -92,6 +96,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "split_key",
+    "unpack_weight",
     "squared_norm",
     "visible",
 ]
