@@ -26,6 +26,7 @@ from minitransformer.layers import (
 from minitransformer.layers.attention import head_width
 from minitransformer.layers.basic import DEVIATION
 from minitransformer.layers.blocks import ACTIVATIONS
+from minitransformer.layers.packed import PackedLinear, pack_layers
 from minitransformer.models.batch import make_batch
 from minitransformer.parameters import Layer, normal
 from minitransformer.system.settings import check_types, reject_unknown_settings
@@ -200,6 +201,15 @@ class GPT(Layer):
             dtype=values.dtype,
         )
 
+    def for_decoding(self, dtype="float32"):
+        """Return a model to generate with, a ``DecodingGPT`` whose weights are packed as ``dtype``.
+
+        ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"int8"``. Packing takes about as long as writing some
+        tokens, and the packed weights are a copy: they stay what they are now if this model changes. The
+        embeddings, biases and norms are this model's own, of its type.
+        """
+        return DecodingGPT(self, dtype)
+
     def forward_flops(self, length):
         """Return the floating-point operations of a forward over ``length`` tokens.
 
@@ -227,6 +237,26 @@ class GPT(Layer):
             return Mask(length if lengths is None else lengths), xp.arange(length)
         kv_len = cache.compute_lengths(xp.full(rows, length) if lengths is None else lengths)
         return Mask(kv_len, 0, cache.lengths), cache.lengths[:, None] + xp.arange(length)
+
+
+class DecodingGPT(GPT):
+    """A GPT with packed weights, as ``GPT.for_decoding`` returns it, to be called under ``inference()``."""
+
+    def __init__(self, model, dtype):
+        vars(self).update({name: pack_layers(part, dtype) for name, part in vars(model).items()})
+        self.logits = PackedLinear(model.embedding.table.value.T, None, dtype)
+
+    def head(self, h):
+        """Return the logits (…, V) of hidden states ``h`` (…, D), by the packed table, and no pullback."""
+        return self.logits(h)
+
+    def loss(self, batch, key=None):
+        """Raise RuntimeError."""
+        raise RuntimeError("a model for decoding has no loss: call that of the model that it was made from")
+
+    def for_decoding(self, dtype="float32"):
+        """Raise RuntimeError."""
+        raise RuntimeError("these weights are packed: call for_decoding of the model that they came from")
 
 
 def _get_targets(batch):
