@@ -17,10 +17,10 @@ from minitransformer.functional.packed_linear import (
     PACKED_TYPES,
     PANEL,
     STORED,
-    apply_gelu,
     check_packed_linear,
 )
 from minitransformer.functional.rules import find_common_type
+from minitransformer.kernels.cpu.activations import gelu_exact, gelu_tanh
 from minitransformer.kernels.cpu.compiling import inline, kernel
 from minitransformer.kernels.cpu.emitting import (
     FLOAT,
@@ -33,6 +33,7 @@ from minitransformer.kernels.cpu.emitting import (
     multiply_add,
     store_at,
 )
+from minitransformer.kernels.cpu.matrix_product import EPILOGUES
 from minitransformer.kernels.cpu.products import ROWS
 from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate, scratch_of, take_task
 from minitransformer.kernels.cpu.threads import run, thread_count
@@ -40,6 +41,7 @@ from minitransformer.kernels.cpu.vectors import load, load_first, store_first
 
 LOADS = {"float32": load_at, "bfloat16": load_bfloat16, "int8": load_int8}
 SIZES = {name: np.dtype(stored).itemsize for name, stored in STORED.items()}
+EXACT = EPILOGUES["exact"]
 FLOAT32 = PACKED_TYPES.index("float32")
 SUMS = 8  # independent chains of additions: as many as hide the latency of one
 MANY_ROWS = 4 * ROWS  # from here on a panel is converted to float32 beforehand
@@ -48,10 +50,10 @@ WORTH_A_THREAD = 2**17  # bytes of weights to read; less takes no longer than to
 
 PROBLEM = Layout(
     *(("x", MATRIX), ("y", MATRIX)),
-    *("panels", "panel_bytes", "kind", "scales", "bias"),
+    *("panels", "panel_bytes", "kind", "scales", "bias", "gelu"),
     *("rows", "depth", "outputs", "task_outputs"),
 )
-"""The arguments of a product with panels; ``kind`` is the index of their type in PACKED_TYPES."""
+"""The arguments: ``kind`` is the index of the weights' type in PACKED_TYPES, ``gelu`` one of EPILOGUES."""
 
 
 def packed_linear(x, bias, *, weight, gelu=None):
@@ -61,11 +63,11 @@ def packed_linear(x, bias, *, weight, gelu=None):
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
     y = np.empty((len(rows), weight.shape[1]), x.dtype)
     if y.size:
-        _multiply(rows, None if bias is None else np.ascontiguousarray(bias), weight, y)
-    return apply_gelu(y.reshape(*x.shape[:-1], weight.shape[1]), gelu)
+        _multiply(rows, None if bias is None else np.ascontiguousarray(bias), weight, gelu, y)
+    return y.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def _multiply(x, bias, weight, y):
+def _multiply(x, bias, weight, gelu, y):
     """Write ``y`` (N, F) for ``x`` (N, D)."""
     panel_bytes = weight.panels.strides[0]
     blocks = -(-len(x) // ROWS)
@@ -77,6 +79,7 @@ def _multiply(x, bias, weight, y):
         kind=PACKED_TYPES.index(weight.dtype),
         scales=address_of(weight.scales),
         bias=address_of(bias),
+        gelu=EPILOGUES[gelu],
         rows=len(x),
         depth=x.shape[1],
         outputs=y.shape[1],
@@ -95,12 +98,11 @@ def multiply_panels(problems, worker):
     start = take_task(problem) * problem.task_outputs
     while start < problem.outputs:
         for output in range(start, min(start + problem.task_outputs, problem.outputs), PANEL):
-            panel = problem.panels + output // PANEL * problem.panel_bytes
-            if problem.kind == FLOAT32 or problem.rows < MANY_ROWS:
-                _multiply_panel(problem, output, panel, problem.kind, tile)
-            else:
-                convert_panel(converted, panel, problem.kind, problem.depth)
-                _multiply_panel(problem, output, converted, FLOAT32, tile)
+            panel, kind = problem.panels + output // PANEL * problem.panel_bytes, problem.kind
+            if kind != FLOAT32 and problem.rows >= MANY_ROWS:
+                convert_panel(converted, panel, kind, problem.depth)
+                panel, kind = converted, FLOAT32
+            _multiply_panel(problem, output, panel, kind, tile)
         start = take_task(problem) * problem.task_outputs
     return 0
 
@@ -128,13 +130,15 @@ def _multiply_panel(problem, output, panel, kind, tile):
 
 @inline
 def _finish(problem, output, sums, y):
-    """Write the sums of a row to ``y``, times the scales and plus the bias."""
+    """Write the sums of a row to ``y``, times the scales, plus the bias, and GELU of that."""
     for lane in range(0, min(PANEL, problem.outputs - output), LANES):
         count, total = problem.outputs - output - lane, load(sums + 4 * lane)
         if problem.scales:
             total = total * load_first(problem.scales + 4 * (output + lane), count)
         if problem.bias:
             total = total + load_first(problem.bias + 4 * (output + lane), count)
+        if problem.gelu:
+            total, _ = gelu_exact(total) if problem.gelu == EXACT else gelu_tanh(total)
         store_first(y + 4 * lane, total, count)
 
 

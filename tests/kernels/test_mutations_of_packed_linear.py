@@ -40,8 +40,8 @@ MISTAKES = {  # name: text, wrong text, type, rows
         *("float32", 9),
     ),
     "panel not converted": (
-        "_multiply_panel(problem, output, converted, FLOAT32, tile)",
-        "_multiply_panel(problem, output, converted, problem.kind, tile)",
+        "panel, kind = converted, FLOAT32",
+        "panel = converted",
         *("bfloat16", 40),
     ),
 }
