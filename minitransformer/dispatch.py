@@ -72,6 +72,11 @@ def is_reference():
     return _reference.get()
 
 
+def has_cpu_kernels():
+    """Return True if kernels for arrays of NumPy can run and are not off by ``reference``; loads Numba."""
+    return not _reference.get() and kernels.cpu.usable()
+
+
 @contextlib.contextmanager
 def watching(watcher):
     """Within this block ``watcher`` sees every operation.

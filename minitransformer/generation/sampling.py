@@ -7,10 +7,11 @@ from tokenizers import Tokenizer
 
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.data.tokenizer import encode, start_id
-from minitransformer.dispatch import inference
+from minitransformer.dispatch import has_cpu_kernels, inference
 from minitransformer.errors import InputError
 from minitransformer.generation.streaming import decode_pieces, truncate_at_stops
 
+WORTH_PACKING = 30_000_000  # parameters; the products of smaller models take about as long by NumPy
 DECIMALS = 12  # of cumulative probabilities: differences beyond are rounding errors
 
 
@@ -65,6 +66,19 @@ def generate(
         pieces = truncate_at_stops(stop_texts, decode_pieces(tokenizer, before, tokens))
         return (token for part, _ in pieces for token in part)
     return tokens
+
+
+def prepare_decoding(model, weights="float32"):
+    """Return a model to generate many tokens with: ``model.for_decoding(weights)``, or ``model`` itself.
+
+    ``weights`` is ``"float32"``, ``"bfloat16"`` or ``"int8"``. For float32 a model is packed where that is
+    worth its time: a large one, on the CPU, with kernels.
+    """
+    if weights == "float32":
+        on_cpu, large = array_module(model.flat.values) is np, model.parameter_count() >= WORTH_PACKING
+        if not (on_cpu and large and has_cpu_kernels()):
+            return model
+    return model.for_decoding(weights)
 
 
 def _generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, drawn, use_cache):

@@ -7,7 +7,8 @@ To add one, write its model, its layout in ``minitransformer.pretrained``, and i
 - ``loss(batch, key=None)``, which returns ``{name: total}`` and ``weights → None``, and
   ``count_targets(batch)``, ``{name: count}`` by the same names;
 - ``forward_flops(length)``, by which recipes predict their cost;
-- to generate, ``hidden(batch, key=None, cache=None)``, ``head(h)`` and ``cache(rows)``, as ``GPT`` has them.
+- to generate, ``hidden(batch, key=None, cache=None)``, ``head(h)``, ``cache(rows)`` and
+  ``for_decoding(dtype)``, as ``GPT`` has them.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,19 @@ def test_generate(folder):
     assert minitransformer(*arguments, "--top-k", 1, "--top-p", 0.5, cwd=folder).returncode == 0
 
 
+def test_weights_of_other_types(folder):
+    arguments = "generate", "model", "--prompt", "the ", "--max-new-tokens", 30, "--temperature", 0
+    written = minitransformer(*arguments, cwd=folder)
+    assert minitransformer(*arguments, "--weights", "float32", cwd=folder).stdout == written.stdout
+    for weights in ("bfloat16", "int8"):
+        done = minitransformer(*arguments, "--weights", weights, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("the ") and len(done.stdout) == len(written.stdout)
+    done = minitransformer(*arguments, "--weights", "int4", cwd=folder)
+    assert done.returncode == 2
+    assert "'int4' is not one of 'float32', 'bfloat16', 'int8'" in " ".join(done.stderr.split())
+
+
 def test_several_samples_each_with_a_seed_of_its_own(folder):
     arguments = "generate", "model", "--prompt", "the ", "--max-new-tokens", 20, "--seed", 3
     texts = [minitransformer(*arguments[:-1], seed, cwd=folder).stdout for seed in (3, 4, 5)]

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from minitransformer import reference
 from minitransformer.data import character_tokenizer
 from minitransformer.errors import InputError
-from minitransformer.generation.sampling import compute_probabilities, generate
+from minitransformer.generation import sampling
+from minitransformer.generation.sampling import compute_probabilities, generate, prepare_decoding
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.models.gpt import DecodingGPT
 
 RANDOM = np.random.default_rng(0)
 
@@ -38,6 +41,16 @@ def test_greedy_is_the_likeliest_token_each_time(model):
 def test_a_prompt_longer_than_the_context_is_cut_on_the_left(model):
     prompt = RANDOM.integers(0, 11, 20).tolist()
     assert list(generate(model, prompt, 5, seed=1)) == list(generate(model, prompt[-8:], 5, seed=1))
+
+
+def test_a_model_is_packed_where_that_is_worth_its_time(monkeypatch):
+    model = GPT(GPTConfig(11, 8, 2, 2, 8)).build()
+    assert prepare_decoding(model) is model
+    assert isinstance(prepare_decoding(model, "int8"), DecodingGPT)
+    monkeypatch.setattr(sampling, "WORTH_PACKING", 100)
+    assert isinstance(prepare_decoding(model), DecodingGPT)
+    with reference():
+        assert prepare_decoding(model) is model
 
 
 def test_the_seed_decides(model):
