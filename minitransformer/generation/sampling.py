@@ -111,17 +111,32 @@ def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         probabilities[np.argmax(logits)] = 1
         return probabilities
     logits = (logits - logits.max()) / temperature
-    order = np.argsort(-logits, kind="stable")
     probabilities = np.exp(logits)
-    if top_k is not None:
-        probabilities[order[top_k:]] = 0
     probabilities /= probabilities.sum()
+    if top_k is not None and top_k < len(logits):
+        probabilities = _keep(probabilities, _find_largest(logits, top_k))
     if top_p is not None and top_p < 1:
+        # tokens below their share of what may be left out are not among the likeliest: they are not sorted
+        candidates = np.flatnonzero(probabilities * len(logits) >= 1 - top_p)
+        order = candidates[np.argsort(-logits[candidates], kind="stable")]
         before = np.cumsum(probabilities[order])[:-1]  # the sum over likelier tokens, for all but the first
         reached = np.round(before, DECIMALS) >= np.round(top_p, DECIMALS)
-        probabilities[order[1:][reached]] = 0
-        probabilities /= probabilities.sum()
+        probabilities = _keep(probabilities, np.append(order[:1], order[1:][~reached]))
     return probabilities
+
+
+def _find_largest(numbers, count):
+    """Return the indices of the ``count`` largest of ``numbers``; of equal ones the first."""
+    least = np.partition(numbers, -count)[-count]
+    above = np.flatnonzero(numbers > least)
+    return np.concatenate((above, np.flatnonzero(numbers == least)[: count - len(above)]))
+
+
+def _keep(probabilities, ids):
+    """Return the probabilities of ``ids``, which sum to 1, and 0 for the others."""
+    kept = np.zeros_like(probabilities)
+    kept[ids] = probabilities[ids]
+    return kept / kept.sum()
 
 
 def check_sampling(max_new_tokens, temperature, top_k, top_p, seed):

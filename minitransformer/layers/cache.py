@@ -25,10 +25,13 @@ class KeyValues:
             raise RuntimeError("a key/value cache has no backward: use it under inference()")
         xp, capacity = array_module(k), self.keys.shape[1]
         positions = xp.broadcast_to(positions, k.shape[:2])
-        row, i = xp.nonzero(positions < capacity)
-        self.keys[row, positions[row, i]] = k[row, i]
-        self.values[row, positions[row, i]] = v[row, i]
-        self.end = max(self.end, min(int(positions.max()) + 1, capacity))
+        end, row = int(positions.max()) + 1, xp.arange(len(k))[:, None]
+        if end > capacity:
+            row, i = xp.nonzero(positions < capacity)
+            positions, k, v = positions[row, i], k[row, i], v[row, i]
+        self.keys[row, positions] = k
+        self.values[row, positions] = v
+        self.end = max(self.end, min(end, capacity))
         return self.keys[:, : self.end], self.values[:, : self.end]
 
 

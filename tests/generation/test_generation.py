@@ -92,6 +92,29 @@ def test_top_p_that_is_reached_exactly_takes_no_further_token(probabilities, top
     np.testing.assert_allclose(compute_probabilities(logits, top_p=top_p), kept, rtol=1e-12)
 
 
+def sorted_probabilities(logits, top_k, top_p):
+    """Return what the definitions of top-k and top-p say, by sorting everything."""
+    probabilities = np.exp(logits - logits.max())
+    order = np.argsort(-logits, kind="stable")
+    probabilities[order[top_k:]] = 0
+    probabilities /= probabilities.sum()
+    if top_p == 1:
+        return probabilities
+    before = np.concatenate(([0], np.cumsum(probabilities[order])[:-1]))
+    probabilities[order[np.round(before, 12) >= np.round(top_p, 12)]] = 0
+    return probabilities / probabilities.sum()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 30, 999, 1000, 5000])
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.95, 0.999999, 1.0])
+@pytest.mark.parametrize("spread", [0, 0.1, 3, 30])
+def test_the_likeliest_are_found_without_sorting_all(top_k, top_p, spread):
+    logits = np.round(np.random.default_rng(2).normal(0, 1, 1000), 1) * spread  # many are equal
+    found = compute_probabilities(logits, top_k=top_k, top_p=top_p)
+    expected = sorted_probabilities(logits, top_k, top_p)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_the_draw_has_these_probabilities(model):
     logits, _ = model({"ids": np.array([[4]])})
     expected = compute_probabilities(logits[0, -1], temperature=0.7, top_k=5)
