@@ -96,7 +96,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "split_key",
-    "unpack_weight",
     "squared_norm",
+    "unpack_weight",
     "visible",
 ]
