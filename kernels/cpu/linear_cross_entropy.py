@@ -37,8 +37,8 @@ from minitransformer.kernels.cpu.vectors import (
     sum_lanes,
 )
 
-KEPT_BYTES = 2**26
-BLOCK = 2**21  # logits of a block: 8 MB
+KEPT_BYTES = 56 * 2**20
+BLOCK = 2**20  # logits of a block: 4 MB
 SMALLEST_BLOCK = 256  # columns
 TASK_ROWS = 16
 LOWEST = -3e38  # below any finite logit; relative to it the exponential of −∞ is 0
