@@ -1,10 +1,40 @@
 """Kernels for the CPU: vectors and threads through Numba, for float32 arrays of NumPy.
 
+A contents, to be read in this order. The tools:
+
+    emitting, vectors            LLVM's vector instructions, and their names in compiled functions
+    products                     the micro-kernel of every matrix product: a tile of sums, kept in registers
+    compiling                    when code is compiled, and where it is cached
+    records                      how a call's addresses, strides and numbers reach compiled code
+    threads                      the pool: tasks are drawn, and nobody waits for a core that is taken away
+    report                       what ``minitransformer info`` says of all this
+
+A training step, each file naming the definition that it accelerates, what is never stored and what is
+computed again:
+
+    matrix_product               panels and blocks around the micro-kernel, and the epilogue: bias, GELU
+    activations                  GELU and its derivative in vectors
+    linear, linear_gelu          the affine map, alone and with GELU in the epilogue
+    linear_cross_entropy         the language model's head and loss, without all logits at once
+    rows                         what the next four share: one row after the other
+    layer_norm, embedding        normalisation in one pass each way; sums into the rows of a table
+    dropout, relu, philox        entries one by one, and the random words that choose those to drop
+    optimisation                 AdamW and the norm of the gradients, over the flat buffers
+
+Attention, and decoding:
+
+    attention                    the pair; attention_problem is its record, attention_tiles what passes share
+    attention_forward            FlashAttention's loop over tiles
+    attention_backward           the same for the gradients: probabilities are computed again
+    attention_of_one_query       with a cache: as fast as keys and values can be read
+    packed_linear                the affine map by packed weights: as fast as these can be read
+
 Names in this package, each with one meaning. Sizes count elements; a byte size, stride or offset ends in
 ``_bytes``. Inside compiled functions an array is the address of its first element, and a float takes 4 bytes.
 
     LANES, VECTOR_BYTES   float32 per vector register, and its size in bytes
-    ROWS, COLUMNS         the results of one ``product``: ROWS rows of COLUMNS = 2 LANES
+    ROWS, COLUMNS         in attention the results of one ``product``: ROWS rows of COLUMNS = 2 LANES
+    PANEL                 columns of one ``product`` of ``matrix_product``; its ROWS differ from attention's
     KEY_BLOCK             keys whose scores exist at a time: "a block of keys"
     QUERY_BLOCK           queries whose scores exist at a time: "a block of queries", one per lane
     tile                  the queries for which a block of keys is packed once: some blocks of queries
