@@ -184,7 +184,10 @@ def summarise_times(ours, peer):
 
 
 def summarise_memory(ours, peer):
-    """Return the page faults of a step after the warm-up, and the peak resident memory, of both."""
+    """Return the page faults of a step after the warm-up, and the peak resident memory, of both.
+
+    That is the peak of the whole process: in the first run kernels are compiled there.
+    """
     return {
         f"{role}_{name}": value
         for role, contender in (("ours", ours), ("peer", peer))

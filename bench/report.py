@@ -173,7 +173,7 @@ def _print_blocks(title, header, blocks, *notes):
     lines = [title, "", line(header), "─" * len(line(header))]
     for number, (heading, block) in enumerate(blocks.items()):
         lines += [""] * (number > 0) + [heading] * bool(heading) + [line(row) for row in block]
-    print("\n" + "\n".join([*lines, *([""] if notes else []), *notes]))
+    print("\n" + "\n".join([*lines, *([""] if notes else []), *notes]), flush=True)
 
 
 def _factor(factor):
