@@ -20,7 +20,7 @@ from minitransformer.system.processors import list_processors
 RECORDS = Path(__file__).parents[2] / "bench" / "results"
 CORES = list_processors()[:1]
 SMALL = Case(
-    "small", 16, make_nanogpt_config(vocabulary_size=11, context_length=64, layers=1, heads=1, width=64)
+    "small", 16, make_nanogpt_config(vocabulary_size=128, context_length=64, layers=1, heads=1, width=64)
 )
 PLANTED = """
 import os
@@ -72,7 +72,7 @@ def test_a_small_step_is_raced(torch, tmp_path, capsys):
     assert result["peer"] == "pytorch-eager"
     assert result["case"] == {
         **{"B": 16, "T": 64, "H": 1, "K": 64, "causal": True, "dropout": 0.0, "dtype": "float32"},
-        **{"threads": 1, "kernels": "fused", "layers": 1, "D": 64, "F": 256, "V": 11},
+        **{"threads": 1, "kernels": "fused", "layers": 1, "D": 64, "F": 256, "V": 128},
     }
     assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
     assert 0 < result["ours_minimum_seconds"] <= result["ours_seconds"]

@@ -16,7 +16,9 @@ from bench.step import Case, make_nanogpt_config
 from minitransformer.system.processors import list_processors
 
 SMALL = Case(
-    "a small one", 16, make_nanogpt_config(vocabulary_size=11, context_length=64, layers=1, heads=1, width=64)
+    "a small one",
+    16,
+    make_nanogpt_config(vocabulary_size=128, context_length=64, layers=1, heads=1, width=64),
 )
 
 
