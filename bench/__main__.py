@@ -165,6 +165,21 @@ def memory(json_file: JsonFile = None, plot_file: PlotFile = None):
 
 
 @app.command()
+def decode(json_file: JsonFile = None):
+    """Race the tokens of GPT-2's smallest shape against PyTorch and transformers. Takes some minutes."""
+    require_torch()
+    check_files(json_file)
+    from bench import decode as benchmark  # noqa: PLC0415
+
+    with make_progress() as bar:
+        task = bar.add_task("decode", total=benchmark.TURNS)
+        results = benchmark.compare(list_processors(), advance=lambda: bar.advance(task))
+    benchmark.print_results(results)
+    if json_file is not None:
+        write_results(json_file, results)
+
+
+@app.command()
 def parity(
     data: Annotated[Path, typer.Option(help="The training text, usually tinyshakespeare.")],
     settings: Annotated[

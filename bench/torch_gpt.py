@@ -36,6 +36,44 @@ def logits(tensors, config, ids):
     return norm(x, "norm") @ tensors["embedding.table"].T
 
 
+def tensors_to_decode(model, dtype):
+    """Return the parameters of a minitransformer GPT, by path; weights are (F, D), as in PyTorch's layers."""
+    tensors = {
+        path: torch.tensor(parameter.value).to(dtype) for path, parameter in model.parameters().items()
+    }
+    return {
+        path: tensor.T.contiguous() if path.endswith("weight") else tensor for path, tensor in tensors.items()
+    }
+
+
+def decode(tensors, config, ids, cache, place):
+    """Return the logits (B, V) after ``ids`` (B, T), which follow ``place`` tokens; 0 if T is not 1.
+
+    ``tensors`` are those of ``tensors_to_decode``. ``cache`` has the keys and the values, (B, H, P, K), of
+    every layer; those of ``ids`` are written there.
+    """
+    width, end = config.width, place + ids.shape[1]
+
+    def norm(x, path):
+        return F.layer_norm(x, (width,), tensors[f"{path}.gain"], tensors.get(f"{path}.bias"), config.eps)
+
+    def affine(x, path):
+        return F.linear(x, tensors[f"{path}.weight"], tensors.get(f"{path}.bias"))
+
+    x = F.embedding(ids, tensors["embedding.table"]) + tensors["positions.table"][place:end]
+    for index, (keys, values) in enumerate(cache):
+        block = f"blocks.{index}"
+        parts = affine(norm(x, f"{block}.norm1"), f"{block}.attention.query_key_value")
+        q, k, v = (part.unflatten(-1, (config.heads, -1)).transpose(1, 2) for part in parts.split(width, -1))
+        keys[:, :, place:end], values[:, :, place:end] = k, v
+        y = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=place == 0)
+        x = x + affine(y.transpose(1, 2).flatten(2), f"{block}.attention.output")
+        h = affine(norm(x, f"{block}.norm2"), f"{block}.feed_forward.hidden.0")
+        h = F.gelu(h, approximate={"gelu_tanh": "tanh", "gelu_exact": "none"}[config.activation])
+        x = x + affine(h, f"{block}.feed_forward.output")
+    return F.linear(norm(x[:, -1], "norm"), tensors["embedding.table"])
+
+
 def mean_loss(tensors, config, ids, targets):
     """Return the mean cross-entropy in nats per token."""
     scores = logits(tensors, config, ids)
