@@ -3,7 +3,6 @@
 import threading
 import tracemalloc
 
-import numba
 import numpy as np
 import pytest
 from common.fused_attention import DEFINITION, FUSED, KEY, check, draw, some_bias, value_and_gradients
@@ -15,6 +14,7 @@ from minitransformer import dispatch, functional, reference
 from minitransformer.functional import Key, Mask, causal_mask, full_mask
 from minitransformer.functional.attention import AttentionSaved
 from minitransformer.kernels.cpu import attention as fused
+from minitransformer.kernels.cpu.threads import limit_threads, thread_count
 
 WIDTHS = [16, 32, 40, 64, 80, 128, 20, 5, 1]
 
@@ -229,39 +229,23 @@ def test_a_single_query(keys, width, biased, monkeypatch):
 # --- threads and memory
 
 
-def with_threads(count, *arrays, **arguments):
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
-    try:
-        return value_and_gradients(FUSED, *arrays, **arguments)
-    finally:
-        numba.set_num_threads(before)
-
-
-def test_same_threads_same_bits(monkeypatch):
+@pytest.mark.parametrize("mask", [causal_mask(300), full_mask(300)], ids=str)
+def test_any_number_of_threads_is_right_and_gives_the_same_again(mask, monkeypatch):
     monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
-    arrays, arguments = draw(8, 1, 300, 300, 3, 3, 32), {"mask": causal_mask(300), "dropout": 0.1, "key": KEY}
-    for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
-        first = with_threads(count, *arrays, **arguments)
-        for _ in range(5):
-            for one, other in zip(first, with_threads(count, *arrays, **arguments), strict=True):
-                np.testing.assert_array_equal(one, other)
+    arrays = draw(9, 1, 300, 300, 3, 3, 32)
+    for count in range(1, thread_count() + 1):
+        with limit_threads(count):
+            first = check(*arrays, mask=mask, dropout=0.1, key=KEY)
+            for _ in range(5):
+                again = value_and_gradients(FUSED, *arrays, mask=mask, dropout=0.1, key=KEY)
+                for one, other in zip(first, again, strict=True):
+                    np.testing.assert_array_equal(one, other)
 
 
-def test_any_number_of_threads_is_right(monkeypatch):
-    monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
-    q, k, v, dy = draw(9, 1, 300, 300, 3, 3, 32)
-    before = numba.get_num_threads()
-    for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
-        numba.set_num_threads(count)
-        check(q, k, v, dy, mask=causal_mask(300))
-    numba.set_num_threads(before)
-    assert fused._choose_splits(3, 5, 1) == 1 and fused._choose_splits(4, 5, 2) == 1
-    assert (
-        fused._choose_splits(3, 5, 2) == 2
-        and fused._choose_splits(1, 5, 4) == 4
-        and fused._choose_splits(1, 3, 8) == 3
-    )
+def test_the_work_is_split_so_that_all_workers_have_some():
+    choose = fused._choose_splits
+    assert (choose(3, 5, 1), choose(4, 5, 2), choose(3, 5, 2)) == (1, 1, 2)
+    assert (choose(1, 5, 4), choose(1, 3, 8)) == (4, 3)
 
 
 def test_python_threads_may_call_at_once(monkeypatch):

@@ -3,13 +3,13 @@
 import ctypes
 import os
 
-import numpy as np
 import pytest
 from common.processes import room_for
 
 from minitransformer.kernels.cpu import compiling
+from minitransformer.kernels.cpu.records import Layout
 
-RECORD = np.dtype([("number", "f8")])
+LAYOUT = Layout("number")
 
 
 def echo(record, worker):
@@ -24,7 +24,7 @@ def compiled(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MINITRANSFORMER_CACHE", str(tmp_path))
 
     def compiled():
-        kernel = compiling.kernel(RECORD, 0)(echo)
+        kernel = compiling.kernel(LAYOUT, seconds=1)(echo)
         call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(kernel.address())
         assert call(None, 7) == 7
         return "compiling echo, once" in capsys.readouterr().err

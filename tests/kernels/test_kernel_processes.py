@@ -1,19 +1,16 @@
-"""Kernels in other processes: compiling, caching, narrower vectors and forks."""
+"""Kernels in other processes: compiling, caching and narrower vectors."""
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import llvmlite.binding
 import numba
 import pytest
+from common.new_process import ROOT, run
 
 from minitransformer.kernels.cpu import compiling
 from minitransformer.kernels.cpu.vectors import LANES
 
-ROOT = Path(__file__).parents[2]
 FORWARD = """
 import numpy as np
 from minitransformer.dispatch import attention
@@ -22,21 +19,6 @@ q = np.ones((1, 256, 1, 16), np.float32)
 k = q * np.arange(256)[:, None, None]
 print(attention(q, k.astype("f"), q, mask=full_mask(256), bias=np.ones((1, 256)))[0].sum())
 """
-
-
-def run(code, **environment):
-    """Run ``code`` in a new process; return what it wrote to standard output and to standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        cwd=ROOT / "tests",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
 
 
 # --- compiling
@@ -48,11 +30,11 @@ def test_compiled_once_for_all_processes_until_an_edit(tmp_path):
     shutil.copytree(ROOT / "kernels", package / "kernels")
     environment = {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     first, said = run(FORWARD, **environment)
-    assert said.count("minitransformer: compiling") == said.count("minitransformer: compiled") == 2
-    assert "attention_forward" in said
+    assert said.count("minitransformer: compiling") == said.count("minitransformer: compiled") == 1
+    assert "compiling attention_forward, once, about 4 s" in said
     assert run(FORWARD, **environment) == (first, "")
 
-    tiles = package / "kernels" / "cpu" / "tiles.py"  # not the file of the kernel itself
+    tiles = package / "kernels" / "cpu" / "attention_tiles.py"  # not the file of the kernel itself
     tiles.write_text(tiles.read_text().replace("load(address) * factor", "factor"))
     changed, said = run(FORWARD, **environment)
     assert "attention_forward" in said and changed != first
@@ -134,16 +116,6 @@ def test_without_compiling_definitions_run():
     assert "none: Numba is missing or switched off" in printed and said == ""
 
 
-def test_without_threads_of_numba_kernels_run_on_one():
-    threads = (
-        "from minitransformer.command.info import collect_facts\nprint(collect_facts()['kernel threads'])"
-    )
-    with_them, _ = run(FORWARD)
-    printed, said = run(FORWARD + threads, NUMBA_THREADING_LAYER="none such")
-    assert printed == with_them + "1: Numba has no threads here\n"
-    assert "RuntimeWarning: Numba finds no threads" in said
-
-
 @pytest.mark.parametrize("cached", [False, True])
 def test_info_tells_of_the_cache(tmp_path, cached):
     code = "from minitransformer.command.info import collect_facts\nprint(collect_facts()['kernel cache'])"
@@ -156,7 +128,7 @@ def test_info_tells_of_the_cache(tmp_path, cached):
     assert said.count(f"{os.devnull} cannot be written to; the cache is ") == 1
 
 
-# --- processors and processes
+# --- processors
 
 
 def narrower_processors():
@@ -181,27 +153,3 @@ for width in (16, 20, 5):
 print(LANES)
 """
     assert run(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")[0] == f"{width}\n"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_runs_definitions():
-    code = """
-import os, warnings
-import numpy as np
-from minitransformer import dispatch, functional
-from minitransformer.functional import causal_mask
-q = np.random.default_rng(0).standard_normal((2, 300, 3, 16), np.float32)
-y, saved = dispatch.attention(q, q, q, mask=causal_mask(300))
-expected = dispatch.attention_backward(y, saved)
-child = os.fork()
-if child == 0:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        y, own = dispatch.attention(q, q, q, mask=causal_mask(300))
-        gradients = dispatch.attention_backward(y, saved)
-        close = [np.allclose(a, b, atol=1e-5) for a, b in zip(gradients, expected)]
-    good = all(close) and type(own.saved).__name__ == "AttentionSaved"
-    os._exit(not (good and "was forked" in str(caught[0].message)))
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert run(code)[0] == "0\n"

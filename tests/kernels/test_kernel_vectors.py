@@ -6,7 +6,7 @@ import pytest
 
 from minitransformer.functional.philox import MULTIPLIERS
 from minitransformer.kernels.cpu.compiling import inline
-from minitransformer.kernels.cpu.products import ROWS, product, transpose
+from minitransformer.kernels.cpu.products import product, transpose
 from minitransformer.kernels.cpu.vectors import (
     LANES,
     exp2,
@@ -117,23 +117,25 @@ def test_products_of_words():
 
 
 @inline
-def multiplied(out, left, right, depth, factors):
+def multiplied(out, left, right, depth, factors, add):
     columns = 4 * 2 * LANES
-    product(2, out, columns, left, 4 * depth, 4, right, columns, depth, None)
-    product(2, out, columns, left, 4 * depth, 4, right, columns, depth, factors)
+    product(3, 2, out, columns, left, 4 * depth, 4, right, columns, depth, None)
+    product(3, 2, out, columns, left, 4 * depth, 4, right, columns, depth, factors)
+    product(3, 1, out, columns, left, 4 * depth, 4, right, columns, depth, add)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 5, 64])
 def test_a_register_tile_of_a_product(depth):
-    left = RANDOM.standard_normal((ROWS, depth)).astype(np.float32)
+    left = RANDOM.standard_normal((3, depth)).astype(np.float32)
     right = RANDOM.standard_normal((depth, 2 * LANES)).astype(np.float32)
-    out, factors = (
-        np.empty((ROWS, 2 * LANES), np.float32),
-        RANDOM.standard_normal(2 * LANES).astype(np.float32),
-    )
-    multiplied(address(out), address(left), address(right), depth, address(factors))
+    factors = RANDOM.standard_normal(2 * LANES).astype(np.float32)
     exact = left.astype(float) @ right
-    np.testing.assert_allclose(out, exact * (1 + factors.astype(float)), atol=1e-4)
+    for add in (False, True):
+        out = np.full((3, 2 * LANES), np.nan, np.float32)
+        multiplied(address(out), address(left), address(right), depth, address(factors), add)
+        expected = exact * (1 + factors.astype(float))
+        expected[:, :LANES] = expected[:, :LANES] * add + exact[:, :LANES]
+        np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
 @inline

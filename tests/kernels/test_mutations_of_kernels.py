@@ -23,71 +23,97 @@ ADDED_ROWS = (
     "add_lanes_times_rows(target, row_bytes, left, QUERY_BLOCK, lane, ROWS, rows_address, count, "
     "problem.head_width, ones)"
 )
+FILES = (  # in the order of their imports
+    *("attention_problem", "attention_tiles", "attention_forward", "attention_backward"),
+    *("attention_of_one_query", "attention"),
+)
 MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
     "no rescaling": (
-        *("forward", "store(rescale + lane_bytes, factor)", "store(rescale + lane_bytes, splat(1.0))"),
+        *(
+            "attention_forward",
+            "store(rescale + lane_bytes, factor)",
+            "store(rescale + lane_bytes, splat(1.0))",
+        ),
         *(CAUSAL, "y"),
     ),
-    "diagonal off by one": ("problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
+    "diagonal off by one": ("attention_problem", "i + offset + 1", "i + offset", CAUSAL, "y"),
     "hidden keys shown": (
-        *("forward", "start + keys > fewest", "start + keys > fewest + KEY_BLOCK"),
+        *("attention_forward", "start + keys > fewest", "start + keys > fewest + KEY_BLOCK"),
         *(CAUSAL, "y"),
     ),
     "a tail not masked": (
-        "forward",
+        "attention_forward",
         "_exponentiate(scores, keys, largest, totals, factors)",
         "_exponentiate(scores, (keys + 7) // 8 * 8, largest, totals, factors)",
         *({"mask": full_mask(150)}, "y"),
     ),
     "D forgotten": (
-        *("backward", "e * (load(dscores + offset_bytes) - delta)", "e * load(dscores + offset_bytes)"),
+        *(
+            "attention_backward",
+            "e * (load(dscores + offset_bytes) - delta)",
+            "e * load(dscores + offset_bytes)",
+        ),
         *(CAUSAL, "dq"),
     ),
     "hidden keys shown in the backward": (
-        *("backward", "start + rows > fewest", "start + rows > fewest + KEY_BLOCK"),
+        *("attention_backward", "start + rows > fewest", "start + rows > fewest + KEY_BLOCK"),
         *(CAUSAL, "dq"),
     ),
     "a query that sees passed over": (
-        *("backward", ADDED_ROWS, ADDED_ROWS.replace("lane,", "lane + 1,")),
+        *("attention_backward", ADDED_ROWS, ADDED_ROWS.replace("lane,", "lane + 1,")),
         *(CAUSAL, "dk"),
     ),
     "dropped of a neighbour": (
-        "tiles",
+        "attention_tiles",
         "lane_numbers() + words(i)",
         "lane_numbers() + words(i + 1)",
         DROPPED,
         "y",
     ),
     "dropout forgotten in dP": (
-        *("backward", "where(keep, load(dscores + offset_bytes), zero)", "load(dscores + offset_bytes)"),
+        *(
+            "attention_backward",
+            "where(keep, load(dscores + offset_bytes), zero)",
+            "load(dscores + offset_bytes)",
+        ),
         *(DROPPED, "dq"),
     ),
     "dropout forgotten in dv": (
         *(
-            "backward",
+            "attention_backward",
             "store(scores + offset_bytes, where(keep, e, zero))",
             "store(scores + offset_bytes, e)",
         ),
         *(DROPPED, "dv"),
     ),
     "bias in units of log 2": (
-        "tiles",
+        "attention_tiles",
         "fused(bias, unit, load(scores + offset_bytes))",
         "fused(bias, splat(1.0), load(scores + offset_bytes))",
         BIASED,
         "y",
     ),
-    "invisible by bias shown": ("tiles", "where(bias <= invisible, hidden, score)", "score", BIASED, "y"),
+    "invisible by bias shown": (
+        "attention_tiles",
+        "where(bias <= invisible, hidden, score)",
+        "score",
+        BIASED,
+        "y",
+    ),
     "one query: no rescaling": (
-        *("one_query", "store(address, load(address) * rescale)", "store(address, load(address))"),
+        *(
+            "attention_of_one_query",
+            "store(address, load(address) * rescale)",
+            "store(address, load(address))",
+        ),
         *(STEP, "y", 1),
     ),
     "one query: padding shown": (
-        *("one_query", "_hide_rest(scores, keys)", "pass"),
+        *("attention_of_one_query", "_hide_rest(scores, keys)", "pass"),
         *(STEP, "y", 1),
     ),
     "one query: bias forgotten": (
-        *("one_query", "problem.bias.address", "False"),
+        *("attention_of_one_query", "problem.bias.address", "False"),
         *(STEP | {"bias": some_bias((1, 150), "float32")}, "y", 1),
     ),
 }
@@ -105,7 +131,7 @@ def compile_changed(monkeypatch):
         package, changed = types.ModuleType("changed"), {file}
         package.__dict__.update(vars(cpu))
         monkeypatch.setitem(sys.modules, "changed", package)
-        for name in ("problem", "tiles", "forward", "backward", "one_query", "attention"):
+        for name in FILES:
             source = (KERNELS / f"{name}.py").read_text(encoding="utf-8")
             if name == file:
                 source = mutated(source, old, new)

@@ -1,4 +1,4 @@
-"""The record that describes a call of attention, and the hash of the sources of compiled code."""
+"""The records that describe calls, and the hash of the sources of compiled code."""
 
 import shutil
 
@@ -6,29 +6,40 @@ import numpy as np
 import pytest
 
 from minitransformer.kernels.cpu import compiling
-from minitransformer.kernels.cpu.attention_problem import PROBLEM, make_problem
+from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate
 from tutorials.source_imports import imported_modules, modules
+
+
+LAYOUT = Layout("rows", ("scale", np.float64), ("left", MATRIX), ("right", MATRIX))
 
 
 def test_a_record_is_what_numpy_fills_by_name():
     random = np.random.default_rng(0)
-    expected = np.zeros(1, PROBLEM)
+    expected = np.zeros(1, LAYOUT.dtype)
     fields = {}
-    for name in PROBLEM.names:
-        dtype = PROBLEM[name]
+    for name in LAYOUT.dtype.names:
+        dtype = LAYOUT.dtype[name]
         if dtype.names:
             fields[name] = tuple(random.integers(-(2**62), 2**62, len(dtype.names)).tolist())
         else:
             fields[name] = random.integers(-(2**62), 2**62).item() if dtype.kind == "i" else random.random()
         expected[name] = fields[name]
-    np.testing.assert_array_equal(make_problem(**fields), expected)
-    np.testing.assert_array_equal(make_problem(), np.zeros(1, PROBLEM))
-    assert make_problem().flags.writeable
+    assert LAYOUT(**fields).tobytes() == expected.tobytes()
+    assert not LAYOUT().any() and LAYOUT().nbytes == LAYOUT.dtype.itemsize
+    assert LAYOUT().flags.writeable and not np.shares_memory(LAYOUT(), LAYOUT())
 
 
 def test_a_record_refuses_a_field_that_it_does_not_have():
-    with pytest.raises(TypeError, match="PROBLEM has no field tiles"):
-        make_problem(tile_queries=3, tiles=4)
+    with pytest.raises(
+        TypeError, match="there is no field columns; expected one of rows, scale, left, right"
+    ):
+        LAYOUT(rows=3, columns=4)
+
+
+def test_what_is_missing_has_address_0():
+    matrix = np.zeros((3, 5), np.float32)[::-1, ::2]
+    assert locate(None) == (0, 0, 0) and address_of(None) == 0
+    assert locate(matrix) == (matrix.ctypes.data, -20, 8) and address_of(matrix) == matrix.ctypes.data
 
 
 def test_the_cache_depends_on_every_file_that_kernels_import():
