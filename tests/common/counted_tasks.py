@@ -16,16 +16,17 @@ def count_tasks(records, worker):
     """Add 1 to the count of each task, and of its worker.
 
     If ``held``, the address of two integers, is given, worker 1 writes the second and stays while the first
-    is 1; worker 0 begins when it has seen the second.
+    is 1; worker 0 waits some milliseconds for that.
     """
     record = carray(records, (1,))[0]
     if record.held and worker == 1:
         add_atomically(record.held + 8, 1)
         while look_at(record.held):
             pause()
-    elif record.held:
-        while look_at(record.held + 8) == 0:
-            pause()
+    looks = 0
+    while record.held and look_at(record.held + 8) == 0 and looks < 10**6:
+        pause()
+        looks += 1
     task = take_task(record)
     while task < record.tasks:
         add_atomically(record.counts + 8 * task, 1)

@@ -84,18 +84,21 @@ def test_every_worker_works():
 @needs_two_threads
 def test_a_worker_that_comes_late_keeps_no_call_waiting(monkeypatch):
     """A worker that does not wake up stands for one whose core is taken away."""
+    monkeypatch.setattr(threads, "_find_wait", lambda: 0)  # so that Python serves
     pool = threads._Pool()
     monkeypatch.setattr(threads, "_pool", lambda: pool)
     blocked = threading.Event()
 
+    wait = pool.wait
+
     def come_late(address, worker):
         blocked.wait()
-        pool.asleep[worker] = 1
+        pool.workers[worker, 0] = 1
 
     pool.wait = come_late
     for _ in range(10):
         assert counted(100, 2)[1] == 0
-    pool.wait = threads._FUNCTION(threads.wait_for_jobs.address())
+    pool.wait = wait
     blocked.set()  # it enters whatever job there is, or finds it closed
     end = time.perf_counter() + 30
     while not counted(50_000, 2)[1] and time.perf_counter() < end:
@@ -105,10 +108,13 @@ def test_a_worker_that_comes_late_keeps_no_call_waiting(monkeypatch):
 
 @needs_two_threads
 def test_a_call_waits_for_a_worker_in_the_middle_of_a_task():
-    held = np.array([1, 0])
-    calling = threading.Thread(target=lambda: counted(10, 2, held), daemon=True)
-    calling.start()
-    calling.join(0.1)
+    for _ in range(100):  # until a worker came
+        held = np.array([1, 0])
+        calling = threading.Thread(target=counted, args=(10, 2, held), daemon=True)
+        calling.start()
+        calling.join(0.2)
+        if held[1]:
+            break
     assert calling.is_alive()
     held[0] = 0
     calling.join(60)
@@ -116,14 +122,28 @@ def test_a_call_waits_for_a_worker_in_the_middle_of_a_task():
 
 
 @needs_two_threads
-def test_a_lock_that_is_open_already_is_left_alone():
+def test_a_worker_that_is_woken_in_vain_sleeps_again():
     counted(1, 2)
     pool = threads._pool()
     for _ in range(50):
         time.sleep(0.001)
-        if pool.locks[1].locked():
-            pool.locks[1].release()  # a worker that wakes for nothing, at the same time as a call
-        counted(100, 2)
+        pool.wake[1]()
+        assert counted(100, 2).sum() == 100
+    end = time.perf_counter() + 30
+    while pool.workers[1, 0] != 1 and time.perf_counter() < end:
+        time.sleep(0.001)
+    assert pool.workers[1, 0] == 1
+
+
+@needs_two_threads
+def test_workers_that_python_wakes(monkeypatch):
+    """As on systems that have no semaphores in the C library."""
+    monkeypatch.setattr(threads, "_find_wait", lambda: 0)
+    pool = threads._Pool()
+    monkeypatch.setattr(threads, "_pool", lambda: pool)
+    for number in range(500):
+        time.sleep(0.0002 * (number % 3))
+        assert counted(20, 2).sum() == 20
 
 
 def test_python_threads_call_at_once():
