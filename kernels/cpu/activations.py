@@ -50,11 +50,11 @@ def gelu_tanh(x):
 
     By u = SCALE · (x + CUBIC · x³), the derivative is s + 2 x s (1 − s) · du/dx.
     """
-    one, limit = splat(1.0), splat(126.0)
+    zero, one, limit = splat(0.0), splat(1.0), splat(126.0)
     square = x * x
     u = x * fused(square, splat(CUBIC), one) * splat(SCALE)
     exponent = u * splat(-2.0 * LOG2_E)
-    exponent = where(limit <= exponent, limit, exponent)  # 2¹²⁷ is the largest power
-    s = one / (one + exp2(exponent))
+    above = limit <= exponent  # 2¹²⁷ is the largest power
+    s = where(above, zero, one / (one + exp2(where(above, limit, exponent))))
     slope = fused(square, splat(3.0 * CUBIC), one) * splat(SCALE)  # du/dx
     return x * s, fused(x * s * (one - s) * splat(2.0), slope, s)

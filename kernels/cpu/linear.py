@@ -6,7 +6,7 @@ and dbias is summed from dy while dy is packed for that product.
 
 import numpy as np
 
-from minitransformer.functional.linear import LinearSaved, check_linear, flatten_rows
+from minitransformer.functional.linear import LinearSaved, check_gradient, check_linear, flatten_rows
 from minitransformer.functional.rules import backward_uncast, forward_uncast
 from minitransformer.kernels.cpu.matrix_product import multiply
 
@@ -24,13 +24,18 @@ def linear(x, weight, bias):
 def linear_backward(dy, saved, *, add_to=None):
     """Return ``dx, dweight, dbias``; ``dbias`` is None where there was no bias."""
     x, weight, has_bias = saved
+    check_gradient("linear_backward", dy, (*x.shape[:-1], weight.shape[1]))
     dy_rows = flatten_rows(dy)
     dx = np.empty(x.shape, np.float32)
     multiply(flatten_rows(dx), dy_rows, weight.T)
     _, dweight_owner, dbias_owner = add_to or (None, None, None)
-    dweight = find_accumulator(dweight_owner, weight.shape)
-    dbias = find_accumulator(dbias_owner, weight.shape[1:]) if has_bias else None
-    multiply(dweight, flatten_rows(x).T, dy_rows, add=True, sums=dbias)
+    dbias = find_accumulator(dbias_owner, weight.shape[1:], x, dy) if has_bias else None
+    dweight = find_accumulator(dweight_owner, weight.shape, x, dy, dbias)
+    if dbias is not None and dweight.strides[1] != 4:  # then rows of dy are not summed while they are packed
+        dbias += dy_rows.sum(axis=0)
+        multiply(dweight, flatten_rows(x).T, dy_rows, add=True)
+    else:
+        multiply(dweight, flatten_rows(x).T, dy_rows, add=True, sums=dbias)
     return dx, dweight, dbias
 
 
@@ -39,12 +44,16 @@ def make_contiguous(vector):
     return None if vector is None else np.ascontiguousarray(vector)
 
 
-def find_accumulator(owner, shape):
-    """Return ``owner`` if a kernel can add a gradient of ``shape`` to it, or else zeros."""
+def find_accumulator(owner, shape, *used):
+    """Return ``owner`` if a kernel can add a gradient of ``shape`` to it, or else zeros.
+
+    It cannot if ``owner`` may share memory with arrays ``used`` at the same time.
+    """
     usable = (
         isinstance(owner, np.ndarray)
         and (owner.dtype, owner.shape) == (np.float32, shape)
         and owner.itemsize in owner.strides
         and owner.flags.writeable
+        and not any(array is not None and np.may_share_memory(owner, array) for array in used)
     )
     return owner if usable else np.zeros(shape, np.float32)

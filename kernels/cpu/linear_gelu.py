@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray
 
-from minitransformer.functional.linear import LinearSaved, check_linear, flatten_rows
+from minitransformer.functional.fusions import GELU
+from minitransformer.functional.linear import LinearSaved, check_gradient, check_linear, flatten_rows
 from minitransformer.functional.rules import backward_uncast, forward_uncast
 from minitransformer.kernels.cpu.compiling import kernel
 from minitransformer.kernels.cpu.emitting import LANES, VECTOR_BYTES
@@ -33,6 +34,8 @@ class LinearGeluSaved(NamedTuple):
 def linear_gelu(x, weight, bias, *, form):
     """Return ``GELU(x · weight + bias)``; as ``functional.linear_gelu``, for float32 arrays of NumPy."""
     check_linear(x, weight, bias)
+    if form not in GELU:
+        raise KeyError(form)
     y, slope = (np.empty((*x.shape[:-1], weight.shape[1]), np.float32) for _ in range(2))
     multiply(
         flatten_rows(y),
@@ -48,6 +51,7 @@ def linear_gelu(x, weight, bias, *, form):
 @backward_uncast
 def linear_gelu_backward(dy, saved, *, add_to=None):
     """Return ``dx, dweight, dbias``."""
+    check_gradient("linear_gelu_backward", dy, saved.slope.shape)
     dy, dh = np.ascontiguousarray(dy), np.empty(dy.shape, np.float32)
     record = ENTRIES(out=address_of(dh), a=address_of(dy), b=address_of(saved.slope), size=dh.size)
     run(multiply_entries, record, 0, max(1, min(thread_count(), dh.size // TASK)))

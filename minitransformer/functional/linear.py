@@ -38,6 +38,7 @@ def linear(x, weight, bias):
 def linear_backward(dy, saved, *, add_to=None):
     """Return ``dx, dweight, dbias``; ``dbias`` is None where there was no bias."""
     x, weight, has_bias = saved
+    check_gradient("linear_backward", dy, (*x.shape[:-1], weight.shape[1]))
     weight_owner = add_to[1] if add_to else None
     dy_rows = flatten_rows(dy)  # (N, F)
     dx = (dy_rows @ weight.T).reshape(x.shape)
@@ -55,6 +56,14 @@ def check_linear(x, weight, bias):
         )
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
+
+
+def check_gradient(function_name, dy, shape):
+    """Raise ValueError unless ``dy`` has the ``shape`` of y."""
+    if getattr(dy, "shape", None) != shape:
+        raise ValueError(
+            f"{function_name}: dy has shape {getattr(dy, 'shape', None)}; expected that of y, {shape}"
+        )
 
 
 def flatten_rows(x):
