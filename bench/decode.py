@@ -8,6 +8,7 @@ keys and values, each once, relative to the rate at which as many threads find t
 The rows of a batch have the same prompt: its keys and values are computed once and copied.
 """
 
+import copy
 import importlib.util
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from minitransformer.functional.packed_linear import PACKED_TYPES
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.pretrained.model_folder import load_config, load_model, save_model
 from minitransformer.system.memory import reuse_freed_memory
-from minitransformer.system.processors import count_processors
+from minitransformer.system.processors import count_processors, list_processors
 
 TURNS = 4
 TOKENS = 6  # per step
@@ -52,19 +53,19 @@ CASES = Case(1, 16), Case(1, 1000), Case(8, 16), Case(8, 1000), Case(0, 1000)
 STEPS = 0, *range(len(CASES))  # the cases of a turn's steps; the first step warms up and is not counted
 
 
-def compare(cores, config=None, advance=lambda: None):
-    """Race all contenders on ``cores``, one thread per core; return the results, one per case."""
+def compare(cores, config=None, advance=lambda: None, contenders=CONTENDERS, turns=TURNS):
+    """Race ``contenders`` on ``cores``, one thread per core; return the results, one per case."""
     config = config or GPTConfig()
     with tempfile.TemporaryDirectory() as folder:
         save_model(draw_model(config), folder)
         names = [
-            name for name in CONTENDERS if name[0] != TRANSFORMERS or importlib.util.find_spec(TRANSFORMERS)
+            name for name in contenders if name[0] != TRANSFORMERS or importlib.util.find_spec(TRANSFORMERS)
         ]
         started = [
-            (" ".join(name), MAKE_STEP, {"folder": folder, "who": name[0], "dtype": name[1]}, cores)
-            for name in (*names, (MEMORY, "float32"))
+            (" ".join(name), MAKE_STEP, {"folder": folder, "who": name[0], "dtype": name[-1]}, cores)
+            for name in (*names, (MEMORY,))
         ]
-        seconds = dict(zip((*names, MEMORY), _race(started, advance), strict=True))
+        seconds = dict(zip((*names, MEMORY), _race(started, turns, advance), strict=True))
         quality = judge(folder)
     read = [READ * 4 / 1e9 / time for times in seconds.pop(MEMORY) for time in times]
     return [
@@ -82,15 +83,21 @@ def compare(cores, config=None, advance=lambda: None):
     ]
 
 
-def _race(started, advance):
+def compare_quickly():
+    """Return the results on all cores of our weights and of PyTorch's in float32, after one turn."""
+    chosen = [*((OURS, dtype) for dtype in PACKED_TYPES), (TORCH, "float32")]
+    return compare(list_processors(), contenders=chosen, turns=1)
+
+
+def _race(started, turns, advance):
     """Run all in turns; return for each contender its times, a list per case."""
     times = [[[] for _ in CASES] for _ in started]
     with start_contenders(*started) as contenders:
         values = [contender.warm_up(len(STEPS)) for contender in contenders]
         for contender, theirs in zip(contenders, values, strict=True):
-            if contender.name.endswith("float32") and not contender.name.startswith(MEMORY):
+            if _is_exact(contender.name):
                 check_agreement(contenders[0], values[0], contender, theirs)
-        for _ in range(TURNS):
+        for _ in range(turns):
             for contender, by_case in zip(contenders, times, strict=True):
                 contender.seconds, contender.steps_per_turn = [], len(STEPS)
                 contender.turn()
@@ -98,6 +105,11 @@ def _race(started, advance):
                     case_times.append(seconds)
             advance()
     return times
+
+
+def _is_exact(name):
+    """Return whether a contender computes what ours in float32 does."""
+    return name.endswith("float32")
 
 
 def _summarise(name, seconds, case, config, bandwidth):
@@ -172,11 +184,11 @@ def make_step(folder, who, dtype):
     vocabulary = load_config(folder).vocabulary_size
     ids = np.random.default_rng(2).integers(0, vocabulary, (1, longest + TOKENS))
     model = {OURS: Ours, TORCH: Torch, TRANSFORMERS: Transformers}[who](folder, dtype)
-    caches = {}
-    for case in CASES:
-        if case.rows:
-            caches[case], _ = model.run_prompt(ids[:, : case.prompt])
-            model.repeat(caches[case], case.rows)
+    lengths = {case.prompt for case in CASES}
+    prompts = {length: model.run_prompt(ids[:, :length])[0] for length in lengths}
+    caches = {case: copy.deepcopy(prompts[case.prompt]) for case in CASES if case.rows}
+    for case, cache in caches.items():
+        model.repeat(cache, case.rows)
 
     def step(number):
         case = CASES[STEPS[number % len(STEPS)]]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import attention, busy, cross_entropy, memory, step
+from bench import attention, busy, cross_entropy, decode, memory, step
 from bench.report import print_busy, print_cross_entropy, print_memory, print_page_faults, print_table
 
 
@@ -30,6 +30,7 @@ BENCHMARKS = (
     Benchmark("step", step.compare_quickly, show_step),
     Benchmark("busy", busy.compare_quickly, print_busy),
     Benchmark("cross-entropy", cross_entropy.compare_quickly, print_cross_entropy),
+    Benchmark("decode", decode.compare_quickly, decode.print_results),
     Benchmark("attention", attention.compare_quickly, print_table),
     Benchmark("memory", memory.compare_quickly, show_memory),
 )

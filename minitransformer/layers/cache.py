@@ -24,7 +24,8 @@ class KeyValues:
         if not is_inference():
             raise RuntimeError("a key/value cache has no backward: use it under inference()")
         xp, capacity = array_module(k), self.keys.shape[1]
-        positions = xp.broadcast_to(positions, k.shape[:2])
+        if positions.ndim == 1:
+            positions = xp.broadcast_to(positions, k.shape[:2])
         end, row = int(positions.max()) + 1, xp.arange(len(k))[:, None]
         if end > capacity:
             row, i = xp.nonzero(positions < capacity)

@@ -80,5 +80,7 @@ def check_owners(fused, arrays, dy, **settings):
             else:
                 assert gradient is owner
                 tolerance = 4e-3 if owner.dtype == np.float16 else 1e-5
-                np.testing.assert_allclose(gradient, alone + 1, rtol=tolerance, atol=tolerance * np.abs(alone).max())
+                np.testing.assert_allclose(
+                    gradient, alone + 1, rtol=tolerance, atol=tolerance * np.abs(alone).max()
+                )
     return plain

@@ -129,7 +129,9 @@ def test_a_gradient_of_another_shape_is_refused(shape):
     arrays, _ = draw(6, (9,), 4, 6)
     for pair in (DEFINITION, FUSED):
         _, saved = pair[0](*arrays)
-        with pytest.raises(ValueError, match=r"linear_backward: dy has shape .*; expected that of y, \(9, 6\)"):
+        with pytest.raises(
+            ValueError, match=r"linear_backward: dy has shape .*; expected that of y, \(9, 6\)"
+        ):
             pair[1](np.ones(shape, np.float32), saved)
 
 

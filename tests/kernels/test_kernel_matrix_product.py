@@ -111,7 +111,9 @@ def check(problem):
         check_close(views["slope"], exact_slope, plain_slope, size, times=3)
     if "sums" in views:
         exact_sums = 1 + right.sum(axis=0, dtype=float)
-        check_close(views["sums"], exact_sums, 1 + right.sum(axis=0), np.abs(right).sum(axis=0).max(initial=1))
+        check_close(
+            views["sums"], exact_sums, 1 + right.sum(axis=0), np.abs(right).sum(axis=0).max(initial=1)
+        )
     return views
 
 
@@ -163,7 +165,12 @@ def test_the_same_bits_again_and_on_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(matrix_product, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(matrix_product, "TASKS_PER_WORKER", 4)
     options = {"add": True, "bias": True, "gelu": "tanh", "sums": True}
-    problem = 0, (2 * ROW_BLOCK + 3, 3 * PANEL + 5, DEPTH_BLOCK + 9), ("plain", "transposed", "plain"), options
+    problem = (
+        0,
+        (2 * ROW_BLOCK + 3, 3 * PANEL + 5, DEPTH_BLOCK + 9),
+        ("plain", "transposed", "plain"),
+        options,
+    )
     results = []
     for count in range(1, thread_count() + 1):
         with limit_threads(count):
