@@ -7,10 +7,18 @@ import pytest
 from common.command_line import SETTINGS, TEXT, minitransformer
 
 COMPILE = """
+import dataclasses
 import numpy as np
-from minitransformer import dispatch, functional
-q = np.ones((1, 256, 1, 16), np.float32)
-dispatch.attention_backward(*dispatch.attention(q, q, q, mask=functional.causal_mask(256)))
+from minitransformer.functional import Key
+from minitransformer.models import GPT, GPTConfig
+from minitransformer.training import TrainingArguments, train_step
+from minitransformer.training.optimisers import make_optimiser
+ids = np.zeros((8, 128), int)
+config = GPTConfig(vocabulary_size=256, context_length=128, layers=1, heads=4, width=64, dropout=0.1)
+for activation in ("gelu_exact", "relu"):
+    model = GPT(dataclasses.replace(config, activation=activation)).build(seed=0)
+    optimiser = make_optimiser(model, TrainingArguments())
+    train_step(model, optimiser, [{"ids": ids, "targets": ids}], 1e-3, 1.0, Key(0))
 """
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from common.kernels_of_rows import FLOOR
+from common.fused_optimisation import SETTINGS, check_norm, check_update, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,44 +10,6 @@ from minitransformer import dispatch, functional
 from minitransformer.kernels.cpu import optimisation as kernel
 from minitransformer.kernels.cpu import rows
 from minitransformer.kernels.cpu.threads import limit_threads, thread_count
-
-NAMES = "values", "gradients", "first_moment", "second_moment"
-SETTINGS = {
-    "steps": 3,
-    "learning_rate": 0.1,
-    "betas": (0.8, 0.95),
-    "eps": 1e-3,
-    "weight_decay": 0.2,
-    "gradient_scale": 0.7,
-}
-
-
-def draw(seed, size):
-    """Return the four buffers, within larger ones whose ends are 7."""
-    random = np.random.default_rng(seed)
-    whole = np.full((4, size + 64), 7, np.float32)
-    buffers = [row[32 : 32 + size] for row in whole]
-    for buffer in buffers:
-        buffer[...] = random.standard_normal(size, np.float32)
-    np.abs(buffers[3], out=buffers[3])
-    return buffers
-
-
-def check_update(seed, size, update=kernel.adamw, **changes):
-    """Compare an update with the definition's; nothing beside the buffers may be written."""
-    settings, buffers = SETTINGS | changes, draw(seed, size)
-    exact, plain = ([buffer.astype(dtype) for buffer in buffers] for dtype in (np.float64, np.float32))
-    functional.adamw(*exact, **settings)
-    functional.adamw(*plain, **settings)
-    gradients = buffers[1].copy()
-    update(*buffers, **settings)
-    for name, best, theirs, mine in zip(NAMES, exact, plain, buffers, strict=True):
-        error, allowed = (np.abs(x - best).max(initial=0) for x in (mine, theirs))
-        assert error <= 2 * allowed + FLOOR * np.abs(best).max(initial=0), f"result {name}: {error:.2e}"
-        assert (buffers[0].base[:, :32] == 7).all() and (buffers[0].base[:, 32 + size :] == 7).all(), (
-            "result: beyond"
-        )
-    np.testing.assert_array_equal(buffers[1], gradients)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 70), st.integers(1, 1000), st.sampled_from([0.0, 0.3]))
@@ -60,14 +22,6 @@ def test_several_tasks_and_workers(size, monkeypatch):
     monkeypatch.setattr(rows, "WORTH_A_THREAD", 1)
     check_update(0, size)
     check_norm(0, size)
-
-
-def check_norm(seed, size, squared_norm=kernel.squared_norm):
-    """Compare a sum of squares with one in float64: float32 adds a thousand of them at a time."""
-    _, gradients, _, _ = draw(seed, size)
-    assert squared_norm(gradients) == pytest.approx(np.square(gradients, dtype=np.float64).sum(), rel=3e-7), (
-        "result"
-    )
 
 
 @given(st.integers(0, 2**32), st.integers(0, 70) | st.integers(1000, 3000))

@@ -9,7 +9,6 @@ from minitransformer.kernels.cpu import compiling
 from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate
 from tutorials.source_imports import imported_modules, modules
 
-
 LAYOUT = Layout("rows", ("scale", np.float64), ("left", MATRIX), ("right", MATRIX))
 
 

@@ -2,36 +2,15 @@
 
 import numpy as np
 import pytest
-from common.kernels_of_rows import LAYOUTS, laid_out, run_pair
+from common.fused_relu import check, draw
+from common.kernels_of_rows import LAYOUTS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitransformer import dispatch, functional
+from minitransformer import dispatch
 from minitransformer.kernels.cpu import relu as kernel
 from minitransformer.kernels.cpu import rows
 from minitransformer.kernels.cpu.threads import limit_threads, thread_count
-
-PAIR = kernel.relu, kernel.relu_backward
-DEFINITION = functional.relu, functional.relu_backward
-
-
-def draw(seed, shape, layout="plain"):
-    """Return x and dy, with some entries that are 0 or no numbers."""
-    random = np.random.default_rng(seed)
-    x, dy = random.standard_normal((2, *shape), np.float32)
-    for array in (x, dy):
-        for special in (0.0, -0.0, np.nan, np.inf, -np.inf):
-            array[random.random(shape) < 0.05] = special
-    return laid_out(x, layout), laid_out(dy, layout)
-
-
-def check(x, dy, pair=PAIR):
-    """Fail unless ``pair`` gives the numbers of the definition."""
-    with np.errstate(invalid="ignore"):
-        ours, theirs = (run_pair(one, (x,), dy, {}) for one in (pair, DEFINITION))
-    for mine, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(mine, expected, "result")
-        assert mine.dtype == np.float32
 
 
 @given(

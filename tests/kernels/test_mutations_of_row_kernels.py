@@ -1,11 +1,11 @@
 """Planted mistakes in the kernels of rows; see ``mutations``."""
 
 import pytest
-import test_kernel_dropout as dropout
-import test_kernel_embedding as embedding
-import test_kernel_layer_norm as norms
-import test_kernel_optimisation as optimisation
-import test_kernel_relu as relu
+from common import fused_dropout as dropout
+from common import fused_embedding as embedding
+from common import fused_layer_norm as norms
+from common import fused_optimisation as optimisation
+from common import fused_relu as relu
 from common.changed_kernels import compile_changed
 
 from minitransformer.kernels.cpu import layer_norm as kernel
