@@ -4,10 +4,13 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from common.fused_attention import KEY, check, draw, some_bias
+from common.kernel_pairs import check_pair
 from common.mutations import mutated
 
+from minitransformer import functional
 from minitransformer.functional import Mask, causal_mask, full_mask
 from minitransformer.functional.attention import INVISIBLE
 from minitransformer.kernels import cpu
@@ -26,6 +29,7 @@ ADDED_ROWS = (
 FILES = (  # in the order of their imports
     *("attention_problem", "attention_tiles", "attention_forward", "attention_backward"),
     *("attention_of_one_query", "attention"),
+    *("activations", "matrix_product", "linear", "linear_gelu", "linear_cross_entropy"),
 )
 MISTAKES = {  # name: file, text, wrong text, how to call, which result must be wrong, the number of queries
     "no rescaling": (
@@ -119,6 +123,59 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
 }
 
 
+SMOOTHED = {"targets": np.arange(40) * 7 % 100, "label_smoothing": 0.1}
+MISTAKES_IN_PRODUCTS = {  # name: file, text, wrong text, the operation, its settings, which result must be wrong
+    "a second block of the depth not added": (
+        *("matrix_product", "record.add != 0 or start > 0", "record.add != 0"),
+        *("linear", {}, "y"),
+    ),
+    "last rows not computed": (
+        *("matrix_product", "range(0, rows, ROWS)", "range(0, whole, ROWS)"),
+        *("linear", {}, "y"),
+    ),
+    "sums of the next column": (
+        *("matrix_product", "first % PANEL", "(first + 1) % PANEL"),
+        *("linear", {}, "gradient 3"),
+    ),
+    "bias added twice": (
+        *("matrix_product", "y + load(bias + place)", "y + load(bias + place) + load(bias + place)"),
+        *("linear", {}, "y"),
+    ),
+    "derivative at the wrong argument": (
+        *("activations", "fused(x * splat(DENSITY), power, cdf)", "fused(z * splat(DENSITY), power, cdf)"),
+        *("linear_gelu", {"form": "exact"}, "gradient 1"),
+    ),
+    "derivative forgotten": (
+        "linear_gelu",
+        "load(record.a + place) * load(record.b + place)",
+        "load(record.a + place)",
+        *("linear_gelu", {"form": "tanh"}, "gradient 1"),
+    ),
+    "last block of the vocabulary skipped": (
+        *("linear_cross_entropy", "_blocks(rows, classes)", "_blocks(rows, classes)[:-1]"),
+        *("linear_cross_entropy", SMOOTHED, "y"),
+    ),
+    "total not rescaled": (
+        "linear_cross_entropy",
+        "saved.total * before + total * here",
+        "saved.total + total * here",
+        *("linear_cross_entropy", SMOOTHED, "y"),
+    ),
+    "label smoothing forgotten in the backward": (
+        *("linear_cross_entropy", "saved.label_smoothing / table.shape[0]", "0.0"),
+        *("linear_cross_entropy", SMOOTHED, "gradient 1"),
+    ),
+    "target of another block": (
+        *("linear_cross_entropy", "targets >= part.start", "targets > part.start"),
+        *("linear_cross_entropy", SMOOTHED | {"targets": np.full(40, 32)}, "y"),
+    ),
+    "target of another block in the backward": (
+        *("linear_cross_entropy", "saved.targets >= part.start", "saved.targets > part.start"),
+        *("linear_cross_entropy", SMOOTHED | {"targets": np.full(40, 32)}, "gradient 1"),
+    ),
+}
+
+
 @pytest.fixture
 def compile_changed(monkeypatch):
     """Return a function that compiles the kernels with a mistake in one of their files.
@@ -145,7 +202,7 @@ def compile_changed(monkeypatch):
             monkeypatch.setitem(sys.modules, f"changed.{name}", module)
             setattr(package, name, module)
             exec(compile(source, str(KERNELS / f"{name}.py"), "exec"), module.__dict__)
-        return package.attention
+        return package
 
     return compile_changed
 
@@ -154,12 +211,34 @@ def compile_changed(monkeypatch):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_caught(mistake, compile_changed):
     file, text, wrong, arguments, name, *queries = MISTAKES[mistake]
-    changed = compile_changed(file, text, wrong)
+    changed = compile_changed(file, text, wrong).attention
     backward = _no_backward if name == "y" else changed.attention_backward
     arrays = draw(0, 1, *(queries or [150]), 150, 1, 1, 16)
     with pytest.raises(AssertionError) as error:
         check(*arrays, (changed.attention, backward), **arguments)
     assert str(error.value).startswith(f"{name}: ")
+
+
+@pytest.mark.filterwarnings("ignore:compiled kernels cannot be cached")
+@pytest.mark.parametrize("mistake", MISTAKES_IN_PRODUCTS)
+def test_planted_mistakes_in_products_are_caught(mistake, compile_changed, monkeypatch):
+    file, text, wrong, operation, settings, name = MISTAKES_IN_PRODUCTS[mistake]
+    changed = vars(compile_changed(file, text, wrong))[operation]
+    for constant, value in {"SMALLEST_BLOCK": 16, "BLOCK": 1, "KEPT_BYTES": 0}.items():
+        monkeypatch.setattr(changed, constant, value, raising=False)
+    definition, fused = (
+        [getattr(module, f"{operation}{suffix}") for suffix in ("", "_backward")]
+        for module in (functional, changed)
+    )
+    random = np.random.default_rng(0)
+    x, weight, bias = (
+        random.standard_normal(shape, np.float32) for shape in ((40, 300), (300, 100), (100,))
+    )
+    weight, dy = weight / np.float32(300**0.5), random.standard_normal((40, 100), np.float32)
+    if operation == "linear_cross_entropy":
+        weight, dy = weight.T, np.float32(1)
+    with pytest.raises(AssertionError, match=rf"(^|\s){name}(:|\s)"):
+        check_pair(definition, fused, (x, weight, bias), dy, **settings)
 
 
 def _no_backward(dy, saved):
