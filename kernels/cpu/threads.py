@@ -1,9 +1,10 @@
 """The pool of threads that runs kernels.
 
 A call writes what is to be run to the job, announces it, wakes the workers that sleep, opens the job and
-works itself. Workers take tasks until none is left. Then the call closes the job, and waits only for workers that are in the middle of a
-task. A worker that another process kept from starting finds the job closed: a core that is taken away costs
-the call what it would have computed, and no more. At a barrier, all would wait for it.
+works itself. Workers take tasks until none is left. Then the call closes the job, and waits only for workers
+that are in the middle of a task. A worker that another process kept from starting finds the job closed: a
+core that is taken away costs the call what it would have computed, and no more. At a barrier, all would wait
+for it.
 
 From opening to the end of waiting a call is machine code, which Ctrl-C does not interrupt: no worker is left
 with the memory of a call that has ended.
@@ -29,9 +30,9 @@ from minitransformer.kernels.cpu.records import WORK, address_of
 from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause, yield_core
 
 CALLS, INSIDE, KERNEL, RECORD, WORKERS, STATES, WAIT = range(7)
-"""The numbers of a job: those announced so far, the workers that have entered (CLOSED more while none
-may), the addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if
-it is asleep; the address of its semaphore), and that of the C library's function that waits for a semaphore."""
+"""The numbers of a job: those announced so far, the workers that have entered (CLOSED more while none may),
+the addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if it is
+asleep; the address of its semaphore), and that of the C library's function that waits for one."""
 CLOSED = 2**32
 LOOKS = 2000  # at the job, each some 25 nanoseconds, before a worker sleeps
 
