@@ -58,11 +58,11 @@ LAYOUTS = ["plain", "transposed", "reversed", "every second"]
 
 
 def check_owners(fused, arrays, dy, **settings):
-    """Fail unless gradients are added to whatever arrays may own them, in all the ways they may be laid out."""
-    y, saved = fused[0](*arrays, **settings)
+    """Fail unless gradients are added to whatever arrays may own them, however these are laid out."""
+    _, saved = fused[0](*arrays, **settings)
     plain = fused[1](dy, saved)
     for make in (
-        lambda gradient: np.ones_like(gradient),
+        np.ones_like,
         lambda gradient: np.ones_like(gradient.T).T,
         lambda gradient: np.ones_like(gradient).repeat(2, axis=-1)[..., ::2],
         lambda gradient: np.ones_like(gradient)[::-1],

@@ -40,18 +40,19 @@ def draw(seed, rows, width, classes, bias=True, ignored=0.2):
 
 
 def check(arrays, **arguments):
-    """Compare with the definition; a loss is a sum over rows of numbers as large as logits."""
+    """Compare with the definition, given the sizes that errors are relative to.
+
+    A loss is a sum over rows of numbers as large as logits. A probability has the logits' rounding as a
+    factor, and so do gradients.
+    """
     h, table, bias = arrays
     with np.errstate(all="ignore"):
         logits = h.reshape(-1, h.shape[-1]).astype(float) @ table.T + (0 if bias is None else bias)
-    logits = np.abs(logits, where=np.isfinite(logits), out=np.zeros_like(logits))
+    largest = max(1, np.abs(logits[np.isfinite(logits)]).max(initial=0))
+    h_size, table_size = (max(1, np.abs(x[np.isfinite(x)]).max(initial=0)) for x in (h, table))
     rows = max(1, len(logits))
-    size = rows * max(1, logits.max(initial=0))
-    most = [np.abs(array[np.isfinite(array)]).max(initial=0) for array in (h, table)]
-    sizes = size, max(1, most[1]), np.sqrt(rows) * max(1, most[0]), np.sqrt(rows)
-    # p inherits the rounding of the logits, as a factor
-    spread = max(1, logits.max(initial=0))
-    sizes = sizes[0], *(spread * number for number in sizes[1:])
+    sizes = rows, table_size, np.sqrt(rows) * h_size, np.sqrt(rows)
+    sizes = [largest * size for size in sizes]
     return check_pair(DEFINITION, FUSED, arrays, np.float32(0.7), sizes=sizes, **arguments)
 
 
@@ -111,7 +112,7 @@ def test_gradients_are_added(bias):
     check_owners(FUSED, arrays, np.float32(0.5), targets=targets)
     _, saved = fused.linear_cross_entropy(*arrays, targets=targets)
     _, alone, _ = fused.linear_cross_entropy_backward(np.float32(0.5), saved)
-    tied = np.ones((30, 100), np.float32)  # the gradient of an embedding that is laid out as the head's weight
+    tied = np.ones((30, 100), np.float32)  # the transposed gradient of a table
     _, dtable, _ = fused.linear_cross_entropy_backward(np.float32(0.5), saved, add_to=(None, tied.T, None))
     assert np.shares_memory(dtable, tied)
     np.testing.assert_allclose(tied.T, alone + 1, atol=1e-5)
@@ -180,7 +181,7 @@ def test_memory_does_not_grow_with_rows_times_classes(monkeypatch):
         {"bias": np.ones(4, np.float32)},
         {"table": np.ones((5, 4))},
     ],
-    ids=lambda wrong: "-".join(wrong),
+    ids="-".join,
 )
 def test_bad_input_is_refused_in_the_same_words(wrong):
     arguments = {"h": np.ones((9, 4), np.float32), "table": np.ones((5, 4), np.float32), "bias": None}

@@ -1,4 +1,4 @@
-"""The pool of threads: every task is done once, whatever becomes of the workers, and nothing waits for ever."""
+"""The pool of threads: every task is done once, whatever becomes of workers, and nothing waits for ever."""
 
 import os
 import threading

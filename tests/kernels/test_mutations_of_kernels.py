@@ -124,7 +124,7 @@ MISTAKES = {  # name: file, text, wrong text, how to call, which result must be 
 
 
 SMOOTHED = {"targets": np.arange(40) * 7 % 100, "label_smoothing": 0.1}
-MISTAKES_IN_PRODUCTS = {  # name: file, text, wrong text, the operation, its settings, which result must be wrong
+MISTAKES_IN_PRODUCTS = {  # name: file, text, wrong text, operation, its settings, which result must be wrong
     "a second block of the depth not added": (
         *("matrix_product", "record.add != 0 or start > 0", "record.add != 0"),
         *("linear", {}, "y"),
@@ -231,9 +231,7 @@ def test_planted_mistakes_in_products_are_caught(mistake, compile_changed, monke
         for module in (functional, changed)
     )
     random = np.random.default_rng(0)
-    x, weight, bias = (
-        random.standard_normal(shape, np.float32) for shape in ((40, 300), (300, 100), (100,))
-    )
+    x, weight, bias = (random.standard_normal(shape, np.float32) for shape in ((40, 300), (300, 100), (100,)))
     weight, dy = weight / np.float32(300**0.5), random.standard_normal((40, 100), np.float32)
     if operation == "linear_cross_entropy":
         weight, dy = weight.T, np.float32(1)
