@@ -68,6 +68,7 @@ import numpy as np
 # multiplications, of attention those in q kᵀ; with fewer, a definition is as fast as loading Numba
 WORTH = 1_000_000
 FEWEST_ROWS = 16  # with fewer, packing the weights costs more than the product
+WORTH_OF_ONE_QUERY = 300_000  # likewise, of attention that reads keys and values once
 WORTH_OF_ROWS = 2**15  # entries of an array of rows, or of a flat buffer; with fewer, likewise
 
 
@@ -75,7 +76,8 @@ def accepts_attention(q, k, v, **settings):
     """Return True for arrays of NumPy, where kernels can run and there is enough to compute."""
     if not all(type(x) is np.ndarray and x.ndim == 4 for x in (q, k, v)):
         return False
-    return q.size * k.shape[1] >= WORTH and usable()
+    worth = WORTH_OF_ONE_QUERY if q.shape[1] == 1 else WORTH
+    return q.size * k.shape[1] >= worth and usable()
 
 
 def accepts_linear(x, weight, bias, **settings):
