@@ -26,7 +26,7 @@ from minitransformer.pretrained.model_folder import load_config, load_model, sav
 from minitransformer.system.memory import reuse_freed_memory
 from minitransformer.system.processors import count_processors, list_processors
 
-TURNS = 4
+TURNS = 3
 TOKENS = 6  # per step
 SAMPLES = 16  # logits by which contenders are compared
 JUDGED = 256  # tokens whose successors are predicted with each type of weights
