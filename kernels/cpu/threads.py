@@ -1,13 +1,9 @@
 """The pool of threads that runs kernels.
 
-A call writes what is to be run to the job, announces it, wakes the workers that sleep, opens the job and
-works itself. Workers take tasks until none is left. Then the call closes the job, and waits only for workers
-that are in the middle of a task. A worker that another process kept from starting finds the job closed: a
-core that is taken away costs the call what it would have computed, and no more. At a barrier, all would wait
-for it.
-
-From opening to the end of waiting a call is machine code, which Ctrl-C does not interrupt: no worker is left
-with the memory of a call that has ended.
+A call writes what is to be run to the job, opens it, wakes the other workers and works itself. Workers take
+tasks until none is left. Then the call closes the job, and waits only for workers that are in the middle of a
+task. A worker that another process kept from starting finds the job closed: a core that is taken away costs
+the call what it would have computed, and no more. At a barrier, all would wait for it.
 
 Between two calls a worker looks for the next job for some microseconds, then sleeps.
 """
@@ -18,6 +14,7 @@ import functools
 import os
 import sys
 import threading
+import time
 
 import numba
 import numpy as np
@@ -27,12 +24,12 @@ from numba.extending import intrinsic
 
 from minitransformer.kernels.cpu.compiling import kernel
 from minitransformer.kernels.cpu.records import WORK, address_of
-from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause, yield_core
+from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause
 
 CALLS, INSIDE, KERNEL, RECORD, WORKERS, STATES, WAIT = range(7)
-"""The numbers of a job: those announced so far, the workers that have entered (CLOSED more while none may),
-the addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if it is
-asleep; the address of its semaphore), and that of the C library's function that waits for one."""
+"""The numbers of a job: the calls so far, the workers that have entered (CLOSED more while none may), the
+addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if it is
+asleep; the address of its semaphore), and that of the C library's function that waits for a semaphore."""
 CLOSED = 2**32
 LOOKS = 2000  # at the job, each some 25 nanoseconds, before a worker sleeps
 
@@ -74,11 +71,8 @@ class _Pool:
         self.job = np.zeros(7, np.int64)
         self.job[[INSIDE, STATES, WAIT]] = CLOSED, address_of(self.workers), _find_wait()
         self.address = address_of(self.job)
-        parts = (part.address() for part in (announce_job, work_and_wait, wait_for_jobs))
-        kinds = ctypes.PYFUNCTYPE, ctypes.CFUNCTYPE, ctypes.CFUNCTYPE  # the first keeps Python's lock
-        self.announce, self.work_and_wait, self.wait = (
-            kind(*[ctypes.c_int64] * 3)(part) for kind, part in zip(kinds, parts, strict=True)
-        )
+        parts = (part.address() for part in (open_job, work_and_close, wait_for_jobs))
+        self.open, self.work_and_close, self.wait = map(_FUNCTION, parts)
         self.wake = [None]  # by worker, a function that wakes it
         self.counter = np.zeros(1, np.int64)
         self.scratch = np.empty(0, np.float32)  # kept for the next call
@@ -92,13 +86,24 @@ class _Pool:
         self.job[KERNEL : WORKERS + 1] = kernel, address_of(record), workers
         while len(self.wake) < workers:
             self._start(len(self.wake))
-        if workers > 1:
-            self.announce(self.address, 0)
+        self.open(self.address, 0)
+        try:
             for worker in range(1, workers):
                 if self.workers[worker, 0] == 1:
                     self.workers[worker, 0] = 0
                     self.wake[worker]()
-        self.work_and_wait(self.address, 0)
+        finally:  # Ctrl-C may arrive at any line
+            self.work_and_close(self.address, 0)
+            self._wait_for_workers()
+
+    def _wait_for_workers(self):
+        """Wait until no worker is in the middle of a task; then the arrays may be freed."""
+        try:
+            while self.job[INSIDE] != CLOSED:
+                time.sleep(0)
+        except BaseException:
+            self._wait_for_workers()
+            raise
 
     def _start(self, worker):
         semaphore = _Semaphore() if self.job[WAIT] else threading.Semaphore(0)
@@ -136,6 +141,9 @@ def _find_wait():
     return ctypes.cast(_C.sem_wait, ctypes.c_void_p).value if _C is not None else 0
 
 
+_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)  # called without Python's lock
+
+
 @functools.cache
 def _pool():
     return _Pool()
@@ -153,24 +161,21 @@ if hasattr(os, "register_at_fork"):
 
 
 @kernel(None, seconds=0)
-def announce_job(job, _):
-    """Let workers look whether they may enter."""
-    return add_atomically(job + 8 * CALLS, 1)
+def open_job(job, _):
+    """Let workers enter."""
+    add_atomically(job + 8 * INSIDE, -CLOSED)
+    return add_atomically(job + 8 * CALLS, 1)  # after it is open: a worker looks once per call whether it is
 
 
 @kernel(None, seconds=0)
-def work_and_wait(job, worker):
-    """Open the job, work, let no other worker enter, and wait for those inside."""
-    add_atomically(job + 8 * INSIDE, -CLOSED)
+def work_and_close(job, worker):
+    """Work, let no other worker enter, and wait a little for those inside."""
     call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
     add_atomically(job + 8 * INSIDE, CLOSED)
     looks = 0
-    while look_at(job + 8 * INSIDE) != CLOSED:
+    while look_at(job + 8 * INSIDE) != CLOSED and looks < LOOKS:
+        pause()
         looks += 1
-        if looks < LOOKS:
-            pause()
-        else:
-            yield_core()
     return 0
 
 
@@ -178,25 +183,21 @@ def work_and_wait(job, worker):
 def wait_for_jobs(job, worker):
     """Look for jobs and work. After a while without one sleep, or return if only Python can wait."""
     asleep = load_integer(job + 8 * STATES) + 16 * worker
-    semaphore = load_integer(asleep + 8)
-    seen, entered, looks = 0, 0, 0  # numbers of jobs; the first is 1
+    semaphore, seen, looks = load_integer(asleep + 8), 0, 0
     add_atomically(asleep, -look_at(asleep))
     while looks < LOOKS:
         calls = look_at(job + 8 * CALLS)
         if calls != seen:
             seen, looks = calls, 0
-        if calls != entered and look_at(job + 8 * INSIDE) < CLOSED:
-            if add_atomically(job + 8 * INSIDE, 1) < CLOSED:
-                entered, looks = calls, 0
-                if worker < load_integer(job + 8 * WORKERS):
-                    call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
+            if add_atomically(job + 8 * INSIDE, 1) < CLOSED and worker < load_integer(job + 8 * WORKERS):
+                call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
             add_atomically(job + 8 * INSIDE, -1)
         pause()
         looks += 1
         if looks == LOOKS:
             add_atomically(asleep, 1 - look_at(asleep))
             if look_at(job + 8 * CALLS) != seen and add_atomically(asleep, -1) == 1:
-                looks = 0  # a job was announced before it could be seen that this worker sleeps
+                looks = 0  # a job was opened before it could be seen that this worker sleeps
             elif semaphore:
                 call_function(load_integer(job + 8 * WAIT), semaphore, 0)
                 add_atomically(asleep, -look_at(asleep))

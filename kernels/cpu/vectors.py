@@ -371,19 +371,6 @@ def pause(typingctx):
 
 
 @intrinsic
-def yield_core(typingctx):
-    """Let another thread have this core, if one waits for it."""
-
-    def emit(context, builder, sig, args):
-        name = "SwitchToThread" if "windows" in llvm.get_process_triple() else "sched_yield"
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
 def store_word(typingctx, address, value):
     """Write the low 32 bits of an integer."""
 
