@@ -158,41 +158,6 @@ def test_an_exception_in_a_call_leaves_the_pool_usable():
     assert counted(100, thread_count()).sum() == 100
 
 
-@pytest.mark.skipif(not hasattr(os, "kill"), reason="this system has no signals")
-def test_ctrl_c_at_any_time_leaves_the_pool_usable():
-    code = """
-import os, signal, threading, time
-import numpy as np
-from common.counted_tasks import counted
-from minitransformer.kernels.cpu.threads import thread_count
-workers, interrupted, done = thread_count(), 0, threading.Event()
-counted(1, workers)
-def interrupt():
-    random = np.random.default_rng(0)
-    for wait in random.uniform(0, 0.004, 100):
-        time.sleep(wait)
-        os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.05)
-    done.set()
-thread = threading.Thread(target=interrupt)
-started = False
-while True:
-    try:
-        if not started:
-            started = True
-            thread.start()
-        while not done.is_set():
-            counted(20, workers)
-        break
-    except KeyboardInterrupt:
-        interrupted += 1
-for _ in range(100):
-    assert counted(100, workers).sum() == 100
-print(interrupted > 10)
-"""
-    assert run_in_new_process(code)[0] == "True\n"
-
-
 @pytest.mark.parametrize("ending", ["", "import time; time.sleep(0.1)", "raise SystemExit", "os._exit(0)"])
 def test_a_process_ends_while_workers_look_or_sleep(ending):
     code = f"""
