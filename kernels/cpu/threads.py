@@ -14,7 +14,6 @@ import functools
 import os
 import sys
 import threading
-import time
 
 import numba
 import numpy as np
@@ -26,10 +25,11 @@ from minitransformer.kernels.cpu.compiling import kernel
 from minitransformer.kernels.cpu.records import WORK, address_of
 from minitransformer.kernels.cpu.vectors import add_atomically, load_integer, look_at, pause
 
-CALLS, INSIDE, KERNEL, RECORD, WORKERS, STATES, WAIT = range(7)
+NUMBERS = CALLS, INSIDE, KERNEL, RECORD, WORKERS, STATES, WAIT, POST, REST = range(9)
 """The numbers of a job: the calls so far, the workers that have entered (CLOSED more while none may), the
 addresses of a kernel and its record, how many may work, the address of two numbers per worker (1 if it is
-asleep; the address of its semaphore), and that of the C library's function that waits for a semaphore."""
+asleep; the address of its semaphore), and those of functions of the C library: ``sem_wait``, ``sem_post`` and
+``usleep``."""
 CLOSED = 2**32
 LOOKS = 2000  # at the job, each some 25 nanoseconds, before a worker sleeps
 
@@ -68,12 +68,14 @@ class _Pool:
 
     def __init__(self):
         self.workers = np.zeros((numba.config.NUMBA_NUM_THREADS, 2), np.int64)  # asleep, semaphore
-        self.job = np.zeros(7, np.int64)
-        self.job[[INSIDE, STATES, WAIT]] = CLOSED, address_of(self.workers), _find_wait()
+        self.job = np.zeros(len(NUMBERS), np.int64)
+        self.job[[INSIDE, STATES]] = CLOSED, address_of(self.workers)
+        if _C is not None:
+            functions = (_C.sem_wait, _C.sem_post, _C.usleep)
+            self.job[[WAIT, POST, REST]] = [ctypes.cast(one, ctypes.c_void_p).value for one in functions]
         self.address = address_of(self.job)
-        parts = (part.address() for part in (open_job, work_and_close, wait_for_jobs))
-        self.open, self.work_and_close, self.wait = map(_FUNCTION, parts)
-        self.wake = [None]  # by worker, a function that wakes it
+        self.work, self.wait = (_FUNCTION(part.address()) for part in (work_together, wait_for_jobs))
+        self.semaphores = [None]  # by worker
         self.counter = np.zeros(1, np.int64)
         self.scratch = np.empty(0, np.float32)  # kept for the next call
 
@@ -84,63 +86,34 @@ class _Pool:
         self.counter[0] = 0
         record[-len(WORK) :] = address_of(self.counter), address_of(self.scratch), 4 * stride
         self.job[KERNEL : WORKERS + 1] = kernel, address_of(record), workers
-        while len(self.wake) < workers:
-            self._start(len(self.wake))
-        self.open(self.address, 0)
-        try:
+        while len(self.semaphores) < workers:
+            self._start(len(self.semaphores))
+        if _C is None:
             for worker in range(1, workers):
                 if self.workers[worker, 0] == 1:
                     self.workers[worker, 0] = 0
-                    self.wake[worker]()
-        finally:  # Ctrl-C may arrive at any line
-            self.work_and_close(self.address, 0)
-            self._wait_for_workers()
-
-    def _wait_for_workers(self):
-        """Wait until no worker is in the middle of a task; then the arrays may be freed."""
-        try:
-            while self.job[INSIDE] != CLOSED:
-                time.sleep(0)
-        except BaseException:
-            self._wait_for_workers()
-            raise
+                    self.semaphores[worker].release()
+        self.work(self.address, 0)
 
     def _start(self, worker):
-        semaphore = _Semaphore() if self.job[WAIT] else threading.Semaphore(0)
-        self.workers[worker, 1] = getattr(semaphore, "address", 0)
-        self.wake.append(semaphore.release)
+        if _C is None:
+            semaphore = threading.Semaphore(0)
+        else:
+            semaphore = np.zeros(16, np.int64)  # a sem_t takes at most 64 bytes
+            self.workers[worker, 1] = address_of(semaphore)
+            _C.sem_init(ctypes.c_void_p(address_of(semaphore)), 0, 0)
+        self.semaphores.append(semaphore)
         threading.Thread(target=self._serve, args=(worker, semaphore), daemon=True).start()
 
     def _serve(self, worker, semaphore):
         while True:
             self.wait(self.address, worker)
-            semaphore.acquire()
+            semaphore.acquire()  # if it is one of Python's: otherwise no wait ends
 
 
-class _Semaphore:
-    """A semaphore of the C library, for which a thread can wait without Python's lock.
-
-    To wake and to sleep a thread of Python needs that lock, which the thread that computes holds just then.
-    """
-
-    def __init__(self):
-        self.memory = np.zeros(16, np.int64)  # a sem_t takes at most 64 bytes
-        self.address = address_of(self.memory)
-        self.pointer = ctypes.c_void_p(self.address)
-        _C.sem_init(self.pointer, 0, 0)
-
-    def release(self):
-        _C.sem_post(self.pointer)
-
-
-_C = ctypes.PyDLL(None) if sys.platform.startswith("linux") else None
-
-
-def _find_wait():
-    """Return the address of ``sem_wait``, or 0 on systems where threads wait for Python's semaphores."""
-    return ctypes.cast(_C.sem_wait, ctypes.c_void_p).value if _C is not None else 0
-
-
+# On Linux threads wait for semaphores of the C library. With Python's, to wake and to sleep a thread needs
+# Python's lock, which the thread that computes holds just then.
+_C = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)  # called without Python's lock
 
 
@@ -161,21 +134,27 @@ if hasattr(os, "register_at_fork"):
 
 
 @kernel(None, seconds=0)
-def open_job(job, _):
-    """Let workers enter."""
+def work_together(job, worker):
+    """Open the job, wake who sleeps, work, close the job, and wait for the workers inside.
+
+    This is one call from Python, so that Ctrl-C can't end it while workers use its memory.
+    """
     add_atomically(job + 8 * INSIDE, -CLOSED)
-    return add_atomically(job + 8 * CALLS, 1)  # after it is open: a worker looks once per call whether it is
-
-
-@kernel(None, seconds=0)
-def work_and_close(job, worker):
-    """Work, let no other worker enter, and wait a little for those inside."""
+    add_atomically(job + 8 * CALLS, 1)  # after it is open: a worker looks once per call whether it is
+    if load_integer(job + 8 * POST):
+        for other in range(1, load_integer(job + 8 * WORKERS)):
+            asleep = load_integer(job + 8 * STATES) + 16 * other
+            if look_at(asleep) == 1:
+                add_atomically(asleep, -1)
+                call_function(load_integer(job + 8 * POST), load_integer(asleep + 8), 0)
     call_function(load_integer(job + 8 * KERNEL), load_integer(job + 8 * RECORD), worker)
     add_atomically(job + 8 * INSIDE, CLOSED)
     looks = 0
-    while look_at(job + 8 * INSIDE) != CLOSED and looks < LOOKS:
+    while look_at(job + 8 * INSIDE) != CLOSED:
         pause()
         looks += 1
+        if looks > LOOKS and load_integer(job + 8 * REST):  # another process has a worker's core
+            call_function(load_integer(job + 8 * REST), 20, 0)
     return 0
 
 

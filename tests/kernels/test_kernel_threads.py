@@ -1,5 +1,6 @@
 """The pool of threads: every task is done once, whatever becomes of workers, and nothing waits for ever."""
 
+import ctypes
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from common.counted_tasks import count_tasks, counted
 from common.new_process import run as run_in_new_process
 
 from minitransformer.kernels.cpu import threads
+from minitransformer.kernels.cpu.records import address_of
 from minitransformer.kernels.cpu.threads import limit_threads, run, thread_count
 
 needs_two_threads = pytest.mark.skipif(thread_count() < 2, reason="this machine has one processor")
@@ -84,7 +86,7 @@ def test_every_worker_works():
 @needs_two_threads
 def test_a_worker_that_comes_late_keeps_no_call_waiting(monkeypatch):
     """A worker that does not wake up stands for one whose core is taken away."""
-    monkeypatch.setattr(threads, "_find_wait", lambda: 0)  # so that Python serves
+    monkeypatch.setattr(threads, "_C", None)  # so that workers wait in Python
     pool = threads._Pool()
     monkeypatch.setattr(threads, "_pool", lambda: pool)
     blocked = threading.Event()
@@ -127,7 +129,7 @@ def test_a_worker_that_is_woken_in_vain_sleeps_again():
     pool = threads._pool()
     for _ in range(50):
         time.sleep(0.001)
-        pool.wake[1]()
+        threads._C.sem_post(ctypes.c_void_p(address_of(pool.semaphores[1])))
         assert counted(100, 2).sum() == 100
     end = time.perf_counter() + 30
     while pool.workers[1, 0] != 1 and time.perf_counter() < end:
@@ -138,7 +140,7 @@ def test_a_worker_that_is_woken_in_vain_sleeps_again():
 @needs_two_threads
 def test_workers_that_python_wakes(monkeypatch):
     """As on systems that have no semaphores in the C library."""
-    monkeypatch.setattr(threads, "_find_wait", lambda: 0)
+    monkeypatch.setattr(threads, "_C", None)
     pool = threads._Pool()
     monkeypatch.setattr(threads, "_pool", lambda: pool)
     for number in range(500):
@@ -158,6 +160,41 @@ def test_an_exception_in_a_call_leaves_the_pool_usable():
     assert counted(100, thread_count()).sum() == 100
 
 
+@pytest.mark.skipif(not hasattr(os, "kill"), reason="this system has no signals")
+def test_ctrl_c_at_any_time_leaves_the_pool_usable():
+    code = """
+import os, signal, threading, time
+import numpy as np
+from common.counted_tasks import counted
+from minitransformer.kernels.cpu.threads import thread_count
+workers, interrupted, done = thread_count(), 0, threading.Event()
+counted(1, workers)
+def interrupt():
+    random = np.random.default_rng(0)
+    for wait in random.uniform(0, 0.004, 100):
+        time.sleep(wait)
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+    done.set()
+thread = threading.Thread(target=interrupt)
+started = False
+while True:
+    try:
+        if not started:
+            started = True
+            thread.start()
+        while not done.is_set():
+            counted(20, workers)
+        break
+    except KeyboardInterrupt:
+        interrupted += 1
+for _ in range(100):
+    assert counted(100, workers).sum() == 100
+print(interrupted > 10)
+"""
+    assert run_in_new_process(code)[0] == "True\n"
+
+
 @pytest.mark.parametrize("ending", ["", "import time; time.sleep(0.1)", "raise SystemExit", "os._exit(0)"])
 def test_a_process_ends_while_workers_look_or_sleep(ending):
     code = f"""
@@ -174,6 +211,7 @@ def test_one_thread_alone():
     code = """
 import threading
 from common.counted_tasks import counted
+from minitransformer.kernels.cpu.records import address_of
 from minitransformer.kernels.cpu.threads import limit_threads, thread_count
 with limit_threads(1):
     print(thread_count(), counted(100, thread_count()).sum(), threading.active_count())
