@@ -153,7 +153,7 @@ def work_together(job, worker):
     while look_at(job + 8 * INSIDE) != CLOSED:
         pause()
         looks += 1
-        if looks > LOOKS and load_integer(job + 8 * REST):  # another process has a worker's core
+        if looks > 10 * LOOKS and load_integer(job + 8 * REST):  # another process has its core
             call_function(load_integer(job + 8 * REST), 20, 0)
     return 0
 
