@@ -3,7 +3,7 @@
 from collections import Counter
 
 BUDGETS = {
-    "bench": 75,
+    "bench": 90,
     "command": 75,
     "data": 25,
     "evaluation": 10,
@@ -11,7 +11,7 @@ BUDGETS = {
     "generation": 10,
     "gradcheck": 20,
     "inspection": 30,
-    "kernels": 105,
+    "kernels": 150,
     "layers": 15,
     "models": 15,
     "pretrained": 15,

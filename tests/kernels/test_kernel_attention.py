@@ -299,7 +299,7 @@ def test_float32_runs_the_kernel_and_the_rest_the_definition():
     assert dispatch.misses["attention"] == missed + 1
 
 
-@pytest.mark.parametrize(("queries", "much", "little"), [(1, 2000, 1900), (64, 32, 30)])
+@pytest.mark.parametrize(("queries", "much", "little"), [(1, 600, 580), (64, 32, 30)])
 def test_the_kernel_runs_where_there_is_much_to_do(queries, much, little):
     q, k, _, _ = draw(11, 1, queries, much, 8, 8, 64)
     assert isinstance(dispatch.attention(q, k, k, mask=full_mask(much))[1].saved, fused.Saved)
