@@ -4,8 +4,8 @@ A kernel registers a predicate here, which dispatch evaluates on every call. The
 only when it is needed, because Numba takes a second to load.
 """
 
+import functools
 import importlib
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,11 +27,19 @@ class Kernel(NamedTuple):
     def takes(self, arrays):
         """Return True if all of ``arrays`` have one type, which is among those of the kernel."""
         types = {getattr(array, "dtype", None) for array in arrays if array is not None}
-        return len(types) == 1 and None not in types and name_of_type(types.pop()) in self.types
+        if len(types) != 1:
+            return False
+        dtype = types.pop()
+        return getattr(dtype, "isnative", False) and name_of_type(dtype) in self.types
 
     def load(self):
         """Return the module, imported."""
-        return sys.modules.get(self.module) or importlib.import_module(self.module)
+        return _load(self.module)
+
+
+@functools.cache
+def _load(module):
+    return importlib.import_module(module)  # waits where another thread is importing it
 
 
 def _on_the_cpu(accepts, file):
@@ -39,7 +47,7 @@ def _on_the_cpu(accepts, file):
 
 
 KERNELS = {
-    "adamw": _on_the_cpu(cpu.accepts_flat, "optimisation"),
+    "adamw": _on_the_cpu(cpu.accepts_adamw, "optimisation"),
     "add_layer_norm": _on_the_cpu(cpu.accepts_rows, "layer_norm"),
     "add_positions": _on_the_cpu(cpu.accepts_rows, "embedding"),
     "attention": _on_the_cpu(cpu.accepts_attention, "attention"),

@@ -16,7 +16,7 @@ computed again:
     activations                  GELU and its derivative in vectors
     linear, linear_gelu          the affine map, alone and with GELU in the epilogue
     linear_cross_entropy         the language model's head and loss, without all logits at once
-    rows                         what the next four share: one row after the other
+    rows                         what the others share: one row after the other
     layer_norm, embedding        normalisation in one pass each way; sums into the rows of a table
     dropout, relu, philox        entries one by one, and the random words that choose those to drop
     optimisation                 AdamW and the norm of the gradients, over the flat buffers
@@ -112,6 +112,14 @@ def accepts_flat(buffer, *buffers, **settings):
     if not all(type(x) is np.ndarray and x.shape == (buffer.size,) and x.strides == (4,) for x in buffers):
         return False
     return buffer.size >= WORTH_OF_ROWS and usable()
+
+
+def accepts_adamw(values, gradients, first_moment, second_moment, **settings):
+    """Return True for what ``accepts_flat`` accepts, if the arrays that change can be written to."""
+    writable = all(
+        getattr(x, "flags", None) and x.flags.writeable for x in (values, first_moment, second_moment)
+    )
+    return writable and accepts_flat(values, gradients, first_moment, second_moment)
 
 
 def accepts_packed_linear(x, bias, *, weight, **settings):

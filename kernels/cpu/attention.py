@@ -20,7 +20,7 @@ from minitransformer.kernels.cpu import attention_backward as backward_pass
 from minitransformer.kernels.cpu import attention_forward as forward_pass
 from minitransformer.kernels.cpu import attention_of_one_query as one_query
 from minitransformer.kernels.cpu.attention_problem import PROBLEM
-from minitransformer.kernels.cpu.records import address_of, round_up
+from minitransformer.kernels.cpu.records import address_of, find_accumulator, round_up
 from minitransformer.kernels.cpu.threads import run, thread_count
 
 TILES_PER_WORKER = 4  # at least, so that all finish at about the same time
@@ -100,7 +100,7 @@ def attention_backward(dy, saved, *, add_to=None):
     contiguous and that share no memory, as the parts of a packed projection's gradient are.
     """
     check_gradient("attention_backward", dy, saved.q.shape)
-    dq, dk, dv = _accumulators((saved.q, saved.k, saved.v), add_to or (None, None, None))
+    dq, dk, dv = _accumulators(saved, dy, add_to or (None, None, None))
     if dq.size and dk.size:
         dy = _make_rows_contiguous(dy)
         batch, queries, _, head_width = dq.shape
@@ -218,24 +218,15 @@ def _broadcast_bias(bias, shape):
     return np.broadcast_to(_make_rows_contiguous(bias), shape)
 
 
-def _accumulators(arrays, add_to):
+def _accumulators(saved, dy, add_to):
     """Return the arrays that gradients are added to: those of ``add_to`` that the kernel can use, or zeros.
 
     Threads write to dq, dk and dv at the same time, so where arrays of ``add_to`` overlap none is used.
     """
     owners = [array for array in add_to if array is not None]
     overlap = any(np.shares_memory(one, other) for one, other in itertools.combinations(owners, 2))
+    used = saved.q, saved.k, saved.v, saved.y, saved.bias, dy
     return [
-        owner if not overlap and _is_usable(owner, array) else np.zeros(array.shape, array.dtype)
-        for array, owner in zip(arrays, add_to, strict=True)
+        find_accumulator(None if overlap else owner, array.shape, *used, rows=True)
+        for array, owner in zip((saved.q, saved.k, saved.v), add_to, strict=True)
     ]
-
-
-def _is_usable(owner, array):
-    """Return whether the kernel can add the gradient of ``array`` to ``owner``."""
-    return (
-        isinstance(owner, np.ndarray)
-        and (owner.dtype, owner.shape) == (array.dtype, array.shape)
-        and owner.strides[-1] == owner.itemsize
-        and owner.flags.writeable
-    )

@@ -14,7 +14,14 @@ from numba import carray
 from minitransformer import functional
 from minitransformer.functional.rules import backward_uncast, check_gradient, forward_uncast
 from minitransformer.kernels.cpu.compiling import kernel
-from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate, take_task
+from minitransformer.kernels.cpu.records import (
+    MATRIX,
+    Layout,
+    address_of,
+    find_accumulator,
+    locate,
+    take_task,
+)
 from minitransformer.kernels.cpu.rows import as_rows, choose_workers, load_some, store_some
 from minitransformer.kernels.cpu.threads import run
 from minitransformer.kernels.cpu.vectors import LANES, load_integer
@@ -65,7 +72,7 @@ def _save(ids, table, y):
 
 def _add_rows(dy, saved, owner):
     """Add the rows of ``dy`` to ``owner``, or to zeros; return it."""
-    dtable = _find_owner(owner, saved.table_shape)
+    dtable = find_accumulator(owner, saved.table_shape, dy, rows=True)
     dy = as_rows(dy)
     rows, width = dy.shape
     record = SCATTER(
@@ -78,17 +85,6 @@ def _add_rows(dy, saved, owner):
     )
     run(scatter_rows, record, 0, choose_workers(dy.size))
     return dtable
-
-
-def _find_owner(owner, shape):
-    """Return ``owner`` if rows can be added to it where it lies, or else zeros."""
-    usable = (
-        isinstance(owner, np.ndarray)
-        and (owner.dtype, owner.shape) == (np.float32, shape)
-        and owner.strides[-1] == owner.itemsize
-        and owner.flags.writeable
-    )
-    return owner if usable else np.zeros(shape, np.float32)
 
 
 SCATTER = Layout(

@@ -6,9 +6,10 @@ and dbias is summed from dy while dy is packed for that product.
 
 import numpy as np
 
-from minitransformer.functional.linear import LinearSaved, check_gradient, check_linear, flatten_rows
-from minitransformer.functional.rules import backward_uncast, forward_uncast
+from minitransformer.functional.linear import LinearSaved, check_linear, flatten_rows
+from minitransformer.functional.rules import backward_uncast, check_gradient, forward_uncast
 from minitransformer.kernels.cpu.matrix_product import multiply
+from minitransformer.kernels.cpu.records import find_accumulator
 
 
 @forward_uncast
@@ -42,18 +43,3 @@ def linear_backward(dy, saved, *, add_to=None):
 def make_contiguous(vector):
     """Return ``vector``, copied unless it is contiguous; None for None."""
     return None if vector is None else np.ascontiguousarray(vector)
-
-
-def find_accumulator(owner, shape, *used):
-    """Return ``owner`` if a kernel can add a gradient of ``shape`` to it, or else zeros.
-
-    It cannot if ``owner`` may share memory with arrays ``used`` at the same time.
-    """
-    usable = (
-        isinstance(owner, np.ndarray)
-        and (owner.dtype, owner.shape) == (np.float32, shape)
-        and owner.itemsize in owner.strides
-        and owner.flags.writeable
-        and not any(array is not None and np.may_share_memory(owner, array) for array in used)
-    )
-    return owner if usable else np.zeros(shape, np.float32)

@@ -10,17 +10,15 @@ import numpy as np
 from numba import carray
 
 from minitransformer.functional.fusions import GELU
-from minitransformer.functional.linear import LinearSaved, check_gradient, check_linear, flatten_rows
-from minitransformer.functional.rules import backward_uncast, forward_uncast
+from minitransformer.functional.linear import LinearSaved, check_linear, flatten_rows
+from minitransformer.functional.rules import backward_uncast, check_gradient, forward_uncast
 from minitransformer.kernels.cpu.compiling import kernel
-from minitransformer.kernels.cpu.emitting import LANES, VECTOR_BYTES
+from minitransformer.kernels.cpu.emitting import LANES
 from minitransformer.kernels.cpu.linear import linear_backward, make_contiguous
 from minitransformer.kernels.cpu.matrix_product import multiply
 from minitransformer.kernels.cpu.records import Layout, address_of, take_task
-from minitransformer.kernels.cpu.threads import run, thread_count
-from minitransformer.kernels.cpu.vectors import load, load_first, store, store_first
-
-TASK = 2**14  # entries that are multiplied per task
+from minitransformer.kernels.cpu.rows import TASK, choose_workers, load_some, store_some
+from minitransformer.kernels.cpu.threads import run
 
 
 class LinearGeluSaved(NamedTuple):
@@ -54,7 +52,7 @@ def linear_gelu_backward(dy, saved, *, add_to=None):
     check_gradient("linear_gelu_backward", dy, saved.slope.shape)
     dy, dh = np.ascontiguousarray(dy), np.empty(dy.shape, np.float32)
     record = ENTRIES(out=address_of(dh), a=address_of(dy), b=address_of(saved.slope), size=dh.size)
-    run(multiply_entries, record, 0, max(1, min(thread_count(), dh.size // TASK)))
+    run(multiply_entries, record, 0, choose_workers(dh.size))
     return linear_backward(dh, saved.linear, add_to=add_to)
 
 
@@ -68,12 +66,9 @@ def multiply_entries(records, worker):
     first = take_task(record) * TASK
     while first < record.size:
         end = min(first + TASK, record.size)
-        whole = end // LANES * LANES
-        for place in range(4 * first, 4 * whole, VECTOR_BYTES):
-            store(record.out + place, load(record.a + place) * load(record.b + place))
-        if whole < end:
-            place, count = 4 * whole, end - whole
-            product = load_first(record.a + place, count) * load_first(record.b + place, count)
-            store_first(record.out + place, product, count)
+        for index in range(first, end, LANES):
+            place, count = 4 * index, end - index
+            product = load_some(record.a + place, count) * load_some(record.b + place, count)
+            store_some(record.out + place, product, count)
         first = take_task(record) * TASK
     return 0

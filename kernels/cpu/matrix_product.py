@@ -4,9 +4,9 @@
 
 A task is a rectangle of ``out``, so no two tasks write to the same place and every sum is in the order of
 the depth, whoever computes it. For each block of the depth a task packs its part of ``right`` into panels, as
-wide as one call of the micro-kernel, and a block of rows of ``left`` at a time, which stays in the
-second-level cache (Goto & van de Geijn, ACM TOMS 34(3), 2008). Packed, both are read in order, whatever their
-strides.
+wide as one call of the micro-kernel, and goes through ``left`` by blocks of rows, which stay in the
+second-level cache (Goto & van de Geijn, ACM TOMS 34(3), 2008). Of ``left`` only columns and the last tile are
+packed: rows are read where they lie.
 
 The epilogue is applied to each block of rows while it is in the cache: a bias, then GELU together with its
 derivative, so that its backward is one multiplication and the affine map's result is never stored.
@@ -37,10 +37,11 @@ ROWS, VECTORS = (8, 3) if REGISTERS == 32 else (6, 2)  # of one call of the micr
 PANEL = VECTORS * LANES  # columns
 DEPTH_BLOCK = 256  # a panel of it fills half of a first-level cache of 32 KiB
 ROW_BLOCK = 96  # rows of ``left`` that are packed at a time
-MOST_COLUMNS = 240 if PANEL == 48 else 256 // PANEL * PANEL  # of a task; packed, they fill 256 KiB
+MOST_COLUMNS = 256 // PANEL * PANEL  # of a task; packed, they fill 256 KiB
 TASKS_PER_WORKER = 8  # at least, so that all finish at about the same time
 WORTH_A_THREAD = 1e6  # multiplications; fewer take no longer than to wake a thread
-EPILOGUES = {None: 0, "exact": 1, "tanh": 2}
+EXACT, TANH = 1, 2
+EPILOGUES = {None: 0, "exact": EXACT, "tanh": TANH}
 
 PRODUCT = Layout(
     *[(name, MATRIX) for name in ("out", "left", "right", "slope")],
@@ -92,7 +93,7 @@ def multiply(out, left, right, add=False, bias=None, gelu=None, slope=None, sums
     run(matrix_product, record, _scratch_floats(task_columns), workers)
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _choose_task(rows, columns, left_is_transposed, right_is_transposed, workers):
     """Return the rows and columns of a task, those with which all workers together should end first.
 
@@ -105,7 +106,7 @@ def _choose_task(rows, columns, left_is_transposed, right_is_transposed, workers
     choices = []
     for task_columns in range(PANEL, min(MOST_COLUMNS, round_up(columns, PANEL)) + 1, PANEL):
         parts = -(-columns // task_columns)
-        for row_parts in range(1, max(1, rows // ROW_BLOCK) + 1):
+        for row_parts in range(1, max(1, min(rows // ROW_BLOCK, 64 * workers)) + 1):
             task_rows = round_up(-(-rows // row_parts), ROWS)
             tasks = parts * row_parts
             packing = left_cycles * task_rows + right_cycles * task_columns
@@ -308,7 +309,7 @@ def _finish(record, first, count, column, columns):
             if bias:
                 y = y + load(bias + place)
             if record.gelu:
-                y, derivative = gelu_exact(y) if record.gelu == 1 else gelu_tanh(y)
+                y, derivative = gelu_exact(y) if record.gelu == EXACT else gelu_tanh(y)
                 store(slope + place, derivative)
             store(out + place, y)
         if whole < columns:  # masked stores are slow on some processors
@@ -317,6 +318,6 @@ def _finish(record, first, count, column, columns):
             if bias:
                 y = y + load_first(bias + place, width)
             if record.gelu:
-                y, derivative = gelu_exact(y) if record.gelu == 1 else gelu_tanh(y)
+                y, derivative = gelu_exact(y) if record.gelu == EXACT else gelu_tanh(y)
                 store_first(slope + place, derivative, width)
             store_first(out + place, y, width)

@@ -78,3 +78,19 @@ def take_task(record):
 def scratch_of(record, worker):
     """Return the address of a worker's scratch memory, aligned to a cache line."""
     return round_up(record.work.scratch + worker * record.work.scratch_bytes, 64)
+
+
+def find_accumulator(owner, shape, *used, rows=False):
+    """Return ``owner`` if a kernel can add a gradient of ``shape`` to it, or else zeros.
+
+    It cannot if ``owner`` may share memory with arrays ``used`` at the same time, or if none of its axes is
+    contiguous; with ``rows``, if the last is not.
+    """
+    usable = (
+        isinstance(owner, np.ndarray)
+        and (owner.dtype, owner.shape) == (np.float32, shape)
+        and owner.itemsize in (owner.strides[-1:] if rows else owner.strides)
+        and owner.flags.writeable
+        and not any(array is not None and np.may_share_memory(owner, array) for array in used)
+    )
+    return owner if usable else np.zeros(shape, np.float32)

@@ -91,7 +91,6 @@ class _Pool:
         if _C is None:
             for worker in range(1, workers):
                 if self.workers[worker, 0] == 1:
-                    self.workers[worker, 0] = 0
                     self.semaphores[worker].release()
         self.work(self.address, 0)
 
@@ -103,7 +102,8 @@ class _Pool:
             self.workers[worker, 1] = address_of(semaphore)
             _C.sem_init(ctypes.c_void_p(address_of(semaphore)), 0, 0)
         self.semaphores.append(semaphore)
-        threading.Thread(target=self._serve, args=(worker, semaphore), daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system has no more threads: the others do its work
+            threading.Thread(target=self._serve, args=(worker, semaphore), daemon=True).start()
 
     def _serve(self, worker, semaphore):
         while True:
@@ -153,8 +153,8 @@ def work_together(job, worker):
     while look_at(job + 8 * INSIDE) != CLOSED:
         pause()
         looks += 1
-        if looks > 10 * LOOKS and load_integer(job + 8 * REST):  # another process has its core
-            call_function(load_integer(job + 8 * REST), 20, 0)
+        if looks > LOOKS and load_integer(job + 8 * REST):  # another process has its core
+            call_function(load_integer(job + 8 * REST), 1, 0)
     return 0
 
 

@@ -28,6 +28,7 @@ from minitransformer.kernels.cpu.emitting import (
     FLOAT,
     LANES,
     LONG,
+    ON_ARM,
     VECTOR_BYTES,  # noqa: F401  for those who import this module
     WORD,
     broadcast,
@@ -365,6 +366,8 @@ def pause(typingctx):
         machine = llvm.get_process_triple()
         if machine.startswith(("x86_64", "i686", "amd64")):
             call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif ON_ARM:
+            call(builder, "llvm.aarch64.isb", ir.VoidType(), [ir.Constant(WORD, 15)])
         return context.get_dummy_value()
 
     return types.void(), emit

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_gradient, forward
 
 BLOCK = 2**20  # entries of a gradient that are computed, then added, at a time: 4 MB in float32
 
@@ -56,14 +56,6 @@ def check_linear(x, weight, bias):
         )
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: bias has shape {bias.shape}; expected {weight.shape[1:]}")
-
-
-def check_gradient(function_name, dy, shape):
-    """Raise ValueError unless ``dy`` has the ``shape`` of y."""
-    if getattr(dy, "shape", None) != shape:
-        raise ValueError(
-            f"{function_name}: dy has shape {getattr(dy, 'shape', None)}; expected that of y, {shape}"
-        )
 
 
 def flatten_rows(x):

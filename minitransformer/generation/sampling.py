@@ -117,7 +117,7 @@ def compute_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         probabilities = _keep(probabilities, _find_largest(logits, top_k))
     if top_p is not None and top_p < 1:
         # tokens below their share of what may be left out are not among the likeliest: they are not sorted
-        candidates = np.flatnonzero(probabilities * len(logits) >= 1 - top_p)
+        candidates = np.flatnonzero(probabilities * len(logits) >= min(1 - top_p, 0.5))
         order = candidates[np.argsort(-logits[candidates], kind="stable")]
         before = np.cumsum(probabilities[order])[:-1]  # the sum over likelier tokens, for all but the first
         reached = np.round(before, DECIMALS) >= np.round(top_p, DECIMALS)
