@@ -306,7 +306,8 @@ def print_results(results):
     for result in results:
         case = result["case"]
         what = "a token of each row" if result["measured"] == "token" else "the prompt itself"
-        print(f"{case['layers']} layers, B={case['B']}, prompt {case['prompt']}, {format_threads(case['threads'])}: {what}")
+        sizes = f"{case['layers']} layers, B={case['B']}, prompt {case['prompt']}"
+        print(f"{sizes}, {format_threads(case['threads'])}: {what}")
         for one in result["contenders"]:
             share = "" if one["bandwidth_share"] is None else f"{one['bandwidth_share']:6.0%}"
             times = f"{1e3 * one['seconds']:8.1f} ({1e3 * one['minimum_seconds']:.1f})"

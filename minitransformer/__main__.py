@@ -9,8 +9,8 @@ def main():
     """Run the command line, with OpenBLAS's idle threads asleep.
 
     They spin otherwise, for a tenth of a second, and where anything else wants a core every product of a
-    definition then waits for them. OpenBLAS reads this while NumPy is loaded, so it comes before all else. The
-    value is the logarithm of the cycles to spin.
+    definition then waits for them. OpenBLAS reads this while NumPy is loaded, so it comes before all else.
+    The value is the logarithm of the cycles to spin.
     """
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
