@@ -35,6 +35,7 @@ Names in this package, each with one meaning. Sizes count elements; a byte size,
     LANES, VECTOR_BYTES   float32 per vector register, and its size in bytes
     ROWS, COLUMNS         in attention the results of one ``product``: ROWS rows of COLUMNS = 2 LANES
     PANEL                 columns of one ``product`` of ``matrix_product``; its ROWS differ from attention's
+    PANEL_OUTPUTS         outputs side by side in packed weights; X_ROWS rows of x share each load of them
     KEY_BLOCK             keys whose scores exist at a time: "a block of keys"
     QUERY_BLOCK           queries whose scores exist at a time: "a block of queries", one per lane
     tile                  the queries for which a block of keys is packed once: some blocks of queries

@@ -1,8 +1,8 @@
 """The affine map by packed weights on the CPU, ``functional.packed_linear``: it reads each weight once.
 
 The 16 outputs of a panel are lanes: at each step of the depth a number of x, broadcast to all lanes, is
-multiplied by one or more vectors of weights. Up to ROWS rows of x share what was loaded; the next rows find
-the panel in the cache. For few rows bfloat16 and int8 become float32 on their way to the multiplier; for
+multiplied by one or more vectors of weights. Up to X_ROWS rows of x share what was loaded; the next rows
+find the panel in the cache. For few rows bfloat16 and int8 become float32 on their way to the multiplier; for
 many, a panel is converted once, to scratch memory. Instructions that multiply these types, which some
 processors have, are not used: they would round x.
 """
@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from minitransformer.functional.packed_linear import (
     PACKED_TYPES,
-    PANEL,
+    PANEL_OUTPUTS,
     STORED,
     check_packed_linear,
 )
@@ -25,6 +25,7 @@ from minitransformer.kernels.cpu.compiling import inline, kernel
 from minitransformer.kernels.cpu.emitting import (
     FLOAT,
     LANES,
+    REGISTERS,
     VECTOR_BYTES,
     broadcast,
     load_at,
@@ -34,7 +35,6 @@ from minitransformer.kernels.cpu.emitting import (
     store_at,
 )
 from minitransformer.kernels.cpu.matrix_product import EPILOGUES
-from minitransformer.kernels.cpu.products import ROWS
 from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate, scratch_of, take_task
 from minitransformer.kernels.cpu.threads import run, thread_count
 from minitransformer.kernels.cpu.vectors import load, load_first, store_first
@@ -43,8 +43,9 @@ LOADS = {"float32": load_at, "bfloat16": load_bfloat16, "int8": load_int8}
 SIZES = {name: np.dtype(stored).itemsize for name, stored in STORED.items()}
 EXACT = EPILOGUES["exact"]
 FLOAT32 = PACKED_TYPES.index("float32")
+X_ROWS = min(8, REGISTERS // 2 // (PANEL_OUTPUTS // LANES))  # their sums fill half of the registers
 SUMS = 8  # independent chains of additions: as many as hide the latency of one
-MANY_ROWS = 4 * ROWS  # from here on a panel is converted to float32 beforehand
+MANY_ROWS = 4 * X_ROWS  # from here on a panel is converted to float32 beforehand
 TASK_BYTES = 2**16  # of weights that a worker takes at a time, and reads for each block of rows
 WORTH_A_THREAD = 2**17  # bytes of weights to read; less takes no longer than to wake a thread
 
@@ -70,7 +71,7 @@ def packed_linear(x, bias, *, weight, gelu=None):
 def _multiply(x, bias, weight, gelu, y):
     """Write ``y`` (N, F) for ``x`` (N, D)."""
     panel_bytes = weight.panels.strides[0]
-    blocks = -(-len(x) // ROWS)
+    blocks = -(-len(x) // X_ROWS)
     problem = PROBLEM(
         x=locate(x),
         y=locate(y),
@@ -83,10 +84,10 @@ def _multiply(x, bias, weight, gelu, y):
         rows=len(x),
         depth=x.shape[1],
         outputs=y.shape[1],
-        task_outputs=PANEL * max(1, TASK_BYTES // max(1, panel_bytes * blocks)),
+        task_outputs=PANEL_OUTPUTS * max(1, TASK_BYTES // max(1, panel_bytes * blocks)),
     )
     workers = min(thread_count(), 1 + weight.panels.nbytes * blocks // WORTH_A_THREAD)
-    run(multiply_panels, problem, (ROWS + x.shape[1]) * PANEL, workers)
+    run(multiply_panels, problem, (X_ROWS + x.shape[1]) * PANEL_OUTPUTS, workers)
 
 
 @kernel(PROBLEM, seconds=3)
@@ -94,11 +95,11 @@ def multiply_panels(problems, worker):
     """Compute ``y``. A task is all rows, and ``task_outputs`` outputs."""
     problem = carray(problems, (1,))[0]
     tile = scratch_of(problem, worker)
-    converted = tile + 4 * ROWS * PANEL
+    converted = tile + 4 * X_ROWS * PANEL_OUTPUTS
     start = take_task(problem) * problem.task_outputs
     while start < problem.outputs:
-        for output in range(start, min(start + problem.task_outputs, problem.outputs), PANEL):
-            panel, kind = problem.panels + output // PANEL * problem.panel_bytes, problem.kind
+        for output in range(start, min(start + problem.task_outputs, problem.outputs), PANEL_OUTPUTS):
+            panel, kind = problem.panels + output // PANEL_OUTPUTS * problem.panel_bytes, problem.kind
             if kind != FLOAT32 and problem.rows >= MANY_ROWS:
                 convert_panel(converted, panel, kind, problem.depth)
                 panel, kind = converted, FLOAT32
@@ -113,9 +114,9 @@ def _multiply_panel(problem, output, panel, kind, tile):
     row = 0
     while row < problem.rows:
         x, x_row_bytes = problem.x.address + row * problem.x.row_bytes, problem.x.row_bytes
-        if problem.rows - row >= ROWS:
-            rows = ROWS
-            product_with_panel(ROWS, tile, x, x_row_bytes, panel, kind, problem.depth)
+        if problem.rows - row >= X_ROWS:
+            rows = X_ROWS
+            product_with_panel(X_ROWS, tile, x, x_row_bytes, panel, kind, problem.depth)
         elif problem.rows - row >= 2:
             rows = 2
             product_with_panel(2, tile, x, x_row_bytes, panel, kind, problem.depth)
@@ -124,14 +125,14 @@ def _multiply_panel(problem, output, panel, kind, tile):
             product_with_panel(1, tile, x, x_row_bytes, panel, kind, problem.depth)
         for r in range(rows):
             y = problem.y.address + (row + r) * problem.y.row_bytes + 4 * output
-            _finish(problem, output, tile + 4 * PANEL * r, y)
+            _finish(problem, output, tile + 4 * PANEL_OUTPUTS * r, y)
         row += rows
 
 
 @inline
 def _finish(problem, output, sums, y):
     """Write the sums of a row to ``y``, times the scales, plus the bias, and GELU of that."""
-    for lane in range(0, min(PANEL, problem.outputs - output), LANES):
+    for lane in range(0, min(PANEL_OUTPUTS, problem.outputs - output), LANES):
         count, total = problem.outputs - output - lane, load(sums + 4 * lane)
         if problem.scales:
             total = total * load_first(problem.scales + 4 * (output + lane), count)
@@ -144,11 +145,11 @@ def _finish(problem, output, sums, y):
 
 @intrinsic(prefer_literal=True)
 def product_with_panel(typingctx, rows, tile, x, x_row_bytes, panel, kind, depth):
-    """Write the products of ``rows`` rows of x with a panel, (rows, PANEL), to ``tile``.
+    """Write the products of ``rows`` rows of x with a panel, (rows, PANEL_OUTPUTS), to ``tile``.
 
     Few rows are summed in several parts, by steps of the depth, which are added at the end.
     """
-    row_count, vectors = rows.literal_value, PANEL // LANES
+    row_count, vectors = rows.literal_value, PANEL_OUTPUTS // LANES
     parts = max(1, SUMS // (row_count * vectors))
 
     def emit(context, builder, sig, args):
@@ -163,7 +164,7 @@ def product_with_panel(typingctx, rows, tile, x, x_row_bytes, panel, kind, depth
 
         def add_step(step, part, load_weights, size):
             """Add step ``step`` of the depth to the sums of ``part``."""
-            weights = builder.add(panel, builder.mul(step, constant(PANEL * size)))
+            weights = builder.add(panel, builder.mul(step, constant(PANEL_OUTPUTS * size)))
             offsets = [constant(c * LANES * size) for c in range(vectors)]
             factors = [load_weights(builder, builder.add(weights, offset)) for offset in offsets]
             for row, row_sums in zip(rows, sums[part], strict=True):
@@ -190,7 +191,9 @@ def product_with_panel(typingctx, rows, tile, x, x_row_bytes, panel, kind, depth
                 total, *others = (builder.load(part[r][c]) for part in sums)
                 for other in others:
                     total = builder.fadd(total, other)
-                store_at(builder, total, builder.add(tile, constant(4 * PANEL * r + VECTOR_BYTES * c)))
+                store_at(
+                    builder, total, builder.add(tile, constant(4 * PANEL_OUTPUTS * r + VECTOR_BYTES * c))
+                )
         return context.get_dummy_value()
 
     return types.void(rows, *[types.int64] * 6), emit
@@ -206,7 +209,7 @@ def convert_panel(typingctx, out, panel, kind, depth):
         for number, (name, load_weights) in enumerate(LOADS.items()):
             with (
                 builder.if_then(builder.icmp_signed("==", kind, constant(number))),
-                cgutils.for_range(builder, builder.mul(depth, constant(PANEL // LANES))) as loop,
+                cgutils.for_range(builder, builder.mul(depth, constant(PANEL_OUTPUTS // LANES))) as loop,
             ):
                 place = builder.add(panel, builder.mul(loop.index, constant(LANES * SIZES[name])))
                 floats = load_weights(builder, place)

@@ -9,7 +9,7 @@ from minitransformer.functional.fusions import GELU
 from minitransformer.functional.linear import linear
 from minitransformer.functional.rules import forward
 
-PANEL = 16  # outputs side by side, a multiple of every vector's length
+PANEL_OUTPUTS = 16  # outputs side by side, a multiple of every vector's length
 INT8_MOST = 127
 STORED = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 PACKED_TYPES = tuple(STORED)
@@ -42,10 +42,10 @@ def pack_weight(weight, dtype="float32"):
         raise ValueError(f"pack_weight: weight has shape {weight.shape}; expected (D, F)")
     xp, (depth, outputs) = array_module(weight), weight.shape
     scales = _compute_scales(weight) if dtype == "int8" else None
-    shape = -(-outputs // PANEL), depth, PANEL
-    panels = aligned_zeros(xp, shape[0] * depth * PANEL, STORED[dtype]).reshape(shape)
-    for panel, start in zip(panels, range(0, outputs, PANEL), strict=True):
-        columns = slice(start, start + PANEL)
+    shape = -(-outputs // PANEL_OUTPUTS), depth, PANEL_OUTPUTS
+    panels = aligned_zeros(xp, shape[0] * depth * PANEL_OUTPUTS, STORED[dtype]).reshape(shape)
+    for panel, start in zip(panels, range(0, outputs, PANEL_OUTPUTS), strict=True):
+        columns = slice(start, start + PANEL_OUTPUTS)
         part = weight[:, columns].astype(xp.float32)
         if dtype == "bfloat16":
             part = _round_to_bfloat16(part)
@@ -58,7 +58,7 @@ def pack_weight(weight, dtype="float32"):
 def unpack_weight(packed):
     """Return the matrix (D, F) that ``packed`` stands for, in float32."""
     xp, (depth, outputs) = array_module(packed.panels), packed.shape
-    matrix = packed.panels.transpose(1, 0, 2).reshape(depth, len(packed.panels) * PANEL)[:, :outputs]
+    matrix = packed.panels.transpose(1, 0, 2).reshape(depth, len(packed.panels) * PANEL_OUTPUTS)[:, :outputs]
     if packed.dtype == "bfloat16":
         return (matrix.astype(xp.uint32) << 16).view(xp.float32)
     matrix = xp.ascontiguousarray(matrix, xp.float32)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minitransformer import functional
 from minitransformer.functional import linear, pack_weight, packed_linear, unpack_weight
-from minitransformer.functional.packed_linear import PACKED_TYPES, PANEL
+from minitransformer.functional.packed_linear import PACKED_TYPES, PANEL_OUTPUTS
 
 TINY = float(np.finfo(np.float32).tiny)
 NUMBERS = st.floats(-(2.0**126), 2.0**126, width=32)
@@ -18,7 +18,7 @@ NUMBERS = st.floats(-(2.0**126), 2.0**126, width=32)
 
 @st.composite
 def weights(draw_from, numbers=NUMBERS):
-    shape = draw_from(st.integers(0, 9)), draw_from(st.integers(0, 2 * PANEL + 1))
+    shape = draw_from(st.integers(0, 9)), draw_from(st.integers(0, 2 * PANEL_OUTPUTS + 1))
     row = st.lists(numbers, min_size=shape[1], max_size=shape[1])
     rows = draw_from(st.lists(row, min_size=shape[0], max_size=shape[0]))
     weight = np.array(rows, np.float32).reshape(shape)
@@ -30,7 +30,7 @@ def weights(draw_from, numbers=NUMBERS):
 def test_float32_is_kept_bit_for_bit(weight):
     packed = pack_weight(weight)
     np.testing.assert_array_equal(unpack_weight(packed), weight)
-    assert packed.panels.shape == (-(-weight.shape[1] // PANEL), len(weight), PANEL)
+    assert packed.panels.shape == (-(-weight.shape[1] // PANEL_OUTPUTS), len(weight), PANEL_OUTPUTS)
     assert not weight.size or packed.panels.ctypes.data % 64 == 0
 
 

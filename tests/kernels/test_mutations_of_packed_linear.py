@@ -29,11 +29,11 @@ MISTAKES = {  # name: text, wrong text, type, rows
     ),
     "tail panel dropped": (
         "min(start + problem.task_outputs, problem.outputs)",
-        "min(start + problem.task_outputs, problem.outputs - PANEL + 1)",
+        "min(start + problem.task_outputs, problem.outputs - PANEL_OUTPUTS + 1)",
         *("float32", 1),
     ),
     "rest of the depth dropped": ("builder.sub(depth, done)", "constant(0)", "bfloat16", 1),
-    "rest of the rows dropped": ("row < problem.rows", "row + ROWS <= problem.rows", "float32", 3),
+    "rest of the rows dropped": ("row < problem.rows", "row + X_ROWS <= problem.rows", "float32", 3),
     "row of the neighbour": (
         "problem.x.address + row * problem.x.row_bytes",
         "problem.x.address",
