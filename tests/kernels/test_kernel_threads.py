@@ -211,7 +211,6 @@ def test_one_thread_alone():
     code = """
 import threading
 from common.counted_tasks import counted
-from minitransformer.kernels.cpu.records import address_of
 from minitransformer.kernels.cpu.threads import limit_threads, thread_count
 with limit_threads(1):
     print(thread_count(), counted(100, thread_count()).sum(), threading.active_count())
