@@ -1,4 +1,4 @@
-"""Kernels in other processes: compiling, caching and narrower vectors."""
+"""Kernels in other processes: compiling, caching, and vectors of other widths."""
 
 import os
 import shutil
@@ -139,7 +139,7 @@ def narrower_processors():
 
 
 @pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
-def test_narrower_vectors(processor, width):
+def test_attention_with_narrower_vectors(processor, width):
     code = """
 from common.fused_attention import KEY, check, draw, some_bias
 from minitransformer.functional import Mask
@@ -153,3 +153,32 @@ for width in (16, 20, 5):
 print(LANES)
 """
     assert run(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")[0] == f"{width}\n"
+
+
+CHECK_KERNELS = """
+from common.any_width import check_kernels
+from minitransformer.kernels.cpu.emitting import LANES, REGISTERS
+from minitransformer.kernels.cpu.matrix_product import ROWS, VECTORS
+from minitransformer.kernels.cpu.packed_linear import PANEL_OUTPUTS, X_ROWS
+check_kernels()
+print(LANES, REGISTERS, ROWS * VECTORS, X_ROWS * PANEL_OUTPUTS // LANES)
+"""
+
+
+@pytest.mark.parametrize(("processor", "width"), narrower_processors(), ids=str)
+def test_other_kernels_with_narrower_vectors(processor, width):
+    printed, _ = run(CHECK_KERNELS, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+    lanes, registers, *sums = map(int, printed.split())
+    assert lanes == width
+    assert max(sums) < registers
+
+
+@pytest.mark.skipif(LANES == 16, reason="this processor has vectors of 16 lanes")
+def test_other_kernels_with_vectors_of_16_lanes(tmp_path):
+    """LLVM divides each vector among registers of this processor."""
+    wide = """
+from minitransformer.kernels.cpu import emitting
+emitting.LANES, emitting.VECTOR_BYTES, emitting.REGISTERS = 16, 64, 32
+"""
+    cache = str(tmp_path)  # of its own: the name of a cache does not tell this width from the processor's
+    assert run(wide + CHECK_KERNELS, MINITRANSFORMER_CACHE=cache)[0] == "16 32 24 8\n"
