@@ -101,9 +101,11 @@ class Layer:
     gradient of every array input, in order, which adds the parameters' gradients on its way. A pullback
     is called at most once; what it returns may be shared, so nobody writes into it. A call changes nothing
     on the layer. ``path`` is the layer's place in the model that was built, such as ``"blocks.0.norm1"``.
+    A ``read_only`` one has parameters of another, so it is neither trained nor saved.
     """
 
     path = ""
+    read_only = False
 
     def __init_subclass__(cls, **settings):
         """Let watchers see the operations of a call under the path of the layer."""
@@ -166,7 +168,7 @@ class Layer:
     def __str__(self):
         tree = _node("", self, "", {})
         unbuilt = any(parameter.root is None for parameter in self.parameters().values())
-        return f"{outline(tree)}\n{tree.total:,} parameters{', not built yet' if unbuilt else ''}"
+        return f"{outline(tree)}\n{self.parameter_count():,} parameters{', not built yet' if unbuilt else ''}"
 
     def zero_gradients(self):
         """Set every gradient to zero; pullbacks only ever add."""
@@ -175,6 +177,15 @@ class Layer:
     def parameter_count(self):
         """Return how many numbers are learned; a shared parameter counts once."""
         return sum(parameter.size for parameter in self.parameters().values())
+
+
+def check_not_read_only(model, action):
+    """Raise RuntimeError if ``model`` is read-only; ``action`` is what to do with the one behind it."""
+    if model.read_only:
+        raise RuntimeError(
+            f"a {type(model).__name__} is read-only: its weights are packed copies; "
+            f"{action} the model that it was made from"
+        )
 
 
 class Wrapper(Layer):

@@ -240,10 +240,17 @@ class GPT(Layer):
 
 
 class DecodingGPT(GPT):
-    """A GPT with packed weights, as ``GPT.for_decoding`` returns it, to be called under ``inference()``."""
+    """A GPT with packed weights, as ``GPT.for_decoding`` returns it, to be called under ``inference()``.
+
+    It is read-only: optimisers and ``save_model`` take the model that it was made from. ``parameter_count``
+    is that of the model, too.
+    """
+
+    read_only = True
 
     def __init__(self, model, dtype):
         vars(self).update({name: pack_layers(part, dtype) for name, part in vars(model).items()})
+        self.parameter_count = model.parameter_count  # packed weights are no parameters of this one
         self.logits = PackedLinear(model.embedding.table.value.T, None, dtype)
 
     def head(self, h):

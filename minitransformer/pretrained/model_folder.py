@@ -14,6 +14,7 @@ import minitransformer
 from minitransformer.arrays import array_module, to_numpy
 from minitransformer.errors import InputError
 from minitransformer.models.table import ARCHITECTURES, find_architecture
+from minitransformer.parameters import check_not_read_only
 from minitransformer.pretrained.tensor_files import check_tensor, write_tensors
 from minitransformer.pretrained.weight_files import find_weight_files, read_weights
 from minitransformer.system.file_names import CONFIG, WEIGHTS
@@ -25,6 +26,7 @@ def save_model(model, folder, extra=None):
 
     ``extra`` is put under the key ``"minitransformer"`` of ``config.json``, beside what is needed there.
     """
+    check_not_read_only(model, "save")
     folder, layout = Path(folder), _load_layout(find_architecture(model))
     config = layout.to_hugging_face(model.config)
     ours = {"version": minitransformer.__version__, **config.pop("minitransformer", {}), **(extra or {})}

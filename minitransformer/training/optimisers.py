@@ -3,6 +3,7 @@
 from minitransformer import dispatch
 from minitransformer.arrays import aligned_zeros, array_module
 from minitransformer.functional.optimisation import split_in_chunks
+from minitransformer.parameters import check_not_read_only
 
 
 class Optimiser:
@@ -14,6 +15,7 @@ class Optimiser:
     moments = ()
 
     def __init__(self, model, weight_decay):
+        check_not_read_only(model, "train")
         self.flat, self.weight_decay = model.flat, weight_decay
         xp = array_module(self.flat.values)
         for name in self.moments:

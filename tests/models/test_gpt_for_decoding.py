@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from minitransformer import dispatch, generate, inference, reference
+from minitransformer import dispatch, generate, inference, reference, save_model
 from minitransformer.functional.packed_linear import PACKED_TYPES
 from minitransformer.models import GPT, GPTConfig
+from minitransformer.training.optimisers import SGD, AdamW
 
 SHAPE = {"vocabulary_size": 37, "context_length": 24, "layers": 2, "heads": 2, "width": 40}
 VARIANTS = [
@@ -111,6 +112,22 @@ def test_packed_weights_stay_what_they_were():
     expected = logits_of(decoding, ids)
     model.blocks[0].attention.output.weight.value *= 2
     np.testing.assert_array_equal(logits_of(decoding, ids), expected)
+
+
+def test_it_is_read_only(tmp_path):
+    model = draw()
+    decoding = model.for_decoding("int8")
+    for optimiser in (AdamW, SGD):
+        with pytest.raises(RuntimeError, match=r"a DecodingGPT is read-only: .*; train the model"):
+            optimiser(decoding)
+    with pytest.raises(
+        RuntimeError, match=r"a DecodingGPT is read-only: .*; save the model that it was made"
+    ):
+        save_model(decoding, tmp_path / "model")
+    assert not [*tmp_path.iterdir()]
+    assert decoding.parameter_count() == model.parameter_count()
+    assert repr(decoding) == f"DecodingGPT({model.parameter_count():,} parameters)"
+    assert str(decoding).endswith(f"\n{model.parameter_count():,} parameters")
 
 
 def test_it_is_not_trained():
