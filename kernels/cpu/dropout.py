@@ -3,7 +3,7 @@
 The mask is never stored: random words are computed where they are compared.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray
@@ -32,16 +32,17 @@ COST = 8  # of an entry, in those of a copy
 class Saved(NamedTuple):
     """What ``dropout_backward`` needs."""
 
-    shape: tuple
     rate: float
     key: Key
+    shape: tuple  # of x
+    dtype: Any  # of x
 
 
 @forward_uncast
 def dropout(x, *, rate, key):
     """Return ``x · keep / (1 − rate)``; as ``functional.dropout``, for float32 arrays of NumPy."""
     check_rate("dropout", rate)
-    return _drop(x, rate, key), Saved(x.shape, rate, key)
+    return _drop(x, rate, key), Saved(rate, key, x.shape, x.dtype)
 
 
 @backward_uncast

@@ -30,11 +30,12 @@ TASK_COLUMNS = 32  # of the table, that a task adds to: two cache lines
 
 
 class Saved(NamedTuple):
-    """What the backward passes need: the ids, copied as int64, and the shapes of the table and of y."""
+    """What the backward passes need: the ids, copied as int64, shapes of the table and of y, and the type."""
 
     ids: Any  # (N,); of positions that are the same for every row of the batch (T,)
     table_shape: tuple
     shape: tuple
+    dtype: Any
 
 
 @forward_uncast
@@ -67,7 +68,7 @@ def add_positions_backward(dy, saved, *, add_to=None):
 
 def _save(ids, table, y):
     """Return what is saved; a copy of the ids, because a kernel does not check them again."""
-    return Saved(np.array(ids, np.int64).reshape(-1), table.shape, y.shape)
+    return Saved(np.array(ids, np.int64).reshape(-1), table.shape, y.shape, y.dtype)
 
 
 def _add_rows(dy, saved, owner):

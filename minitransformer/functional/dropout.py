@@ -1,10 +1,10 @@
 """Inverted dropout (Srivastava et al., JMLR 15, 2014): scaled in training, the identity in evaluation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
 from minitransformer.functional.philox import Key, keep_mask
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_gradient, forward
 
 
 class DropoutSaved(NamedTuple):
@@ -12,6 +12,8 @@ class DropoutSaved(NamedTuple):
 
     rate: float
     key: Key
+    shape: tuple  # of x
+    dtype: Any  # of x
 
 
 @forward
@@ -24,13 +26,14 @@ def dropout(x, *, rate, key):
     """
     check_rate("dropout", rate)
     keep = keep_mask(array_module(x), key, x.shape, rate)  # (…, D)
-    return drop(x, keep, rate), DropoutSaved(rate, key)
+    return drop(x, keep, rate), DropoutSaved(rate, key, x.shape, x.dtype)
 
 
 @backward
 def dropout_backward(dy, saved):
     """Return ``(dx,)``."""
-    rate, key = saved
+    rate, key, shape, _ = saved
+    check_gradient("dropout_backward", dy, shape)
     keep = keep_mask(array_module(dy), key, dy.shape, rate)  # the same as in the forward
     return (drop(dy, keep, rate),)
 

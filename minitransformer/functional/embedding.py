@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
-from minitransformer.functional.rules import backward, check_ids, forward
+from minitransformer.functional.rules import backward, check_gradient, check_ids, forward
 
 
 class EmbeddingSaved(NamedTuple):
@@ -11,6 +11,8 @@ class EmbeddingSaved(NamedTuple):
 
     ids: Any  # (…)
     rows: int  # V
+    shape: tuple  # of y
+    dtype: Any  # of y
 
 
 @forward
@@ -28,12 +30,14 @@ def embedding(table, *, ids):
     Raises ValueError for an id outside the table (on the CPU only; on a GPU the check would synchronise).
     """
     check_ids("embedding", ids, table.shape[0])
-    return table[ids], EmbeddingSaved(ids, table.shape[0])
+    y = table[ids]
+    return y, EmbeddingSaved(ids, table.shape[0], y.shape, y.dtype)
 
 
 @backward
 def embedding_backward(dy, saved, *, add_to=None):
     """Return ``(dtable,)``."""
+    check_gradient("embedding_backward", dy, saved.shape)
     owner = add_to[0] if add_to else None
     dtable = add_rows(owner, saved.rows, saved.ids, dy)
     return (dtable,)

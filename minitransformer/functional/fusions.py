@@ -16,7 +16,7 @@ from minitransformer.functional.gelu import (
 )
 from minitransformer.functional.layer_norm import LayerNormSaved, layer_norm, layer_norm_backward
 from minitransformer.functional.linear import LinearSaved, add_product, flatten_rows, linear, linear_backward
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_gradient, forward
 
 GELU = {"exact": (gelu_exact, gelu_exact_backward), "tanh": (gelu_tanh, gelu_tanh_backward)}
 
@@ -44,6 +44,7 @@ def linear_gelu(x, weight, bias, *, form):
 @backward
 def linear_gelu_backward(dy, saved, *, add_to=None):
     """Return ``dx, dweight, dbias``."""
+    check_gradient("linear_gelu_backward", dy, saved.gelu.x.shape)
     (dh,) = GELU[saved.form][1](dy, saved.gelu)
     return linear_backward(dh, saved.linear, add_to=add_to)
 
@@ -62,6 +63,7 @@ def add_layer_norm(x, residual, gain, bias, *, eps=1e-5):
 @backward
 def add_layer_norm_backward(dy, saved: LayerNormSaved):
     """Return ``dx, dresidual, dgain, dbias``."""
+    check_gradient("add_layer_norm_backward", dy, saved.x_hat.shape)
     dsum, dgain, dbias = layer_norm_backward(dy, saved)
     return dsum, dsum, dgain, dbias
 

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_gradient, forward
 
 
 class LayerNormSaved(NamedTuple):
@@ -46,6 +46,7 @@ def layer_norm(x, gain, bias, *, eps=1e-5):
 def layer_norm_backward(dy, saved):
     """Return ``dx, dgain, dbias``; ``dbias`` is None where there was no bias."""
     x_hat, r, gain, has_bias = saved
+    check_gradient("layer_norm_backward", dy, x_hat.shape)
     row_axes = tuple(range(dy.ndim - 1))
 
     # y = gain · x̂ + bias

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
 from minitransformer.functional.embedding import add_rows
-from minitransformer.functional.rules import backward, check_ids, forward
+from minitransformer.functional.rules import backward, check_gradient, check_ids, forward
 
 
 class AddPositionsSaved(NamedTuple):
@@ -12,6 +12,8 @@ class AddPositionsSaved(NamedTuple):
 
     positions: Any  # (T,) or (B, T)
     rows: int  # P
+    shape: tuple  # of x
+    dtype: Any  # of x
 
 
 @forward
@@ -34,13 +36,14 @@ def add_positions(x, table, *, positions):
             f"add_positions: x has shape {x.shape} and table {table.shape}; expected (B, T, D) and (P, D)"
         )
     check_ids("add_positions", positions, table.shape[0], "position")
-    return x + table[positions], AddPositionsSaved(positions, table.shape[0])
+    return x + table[positions], AddPositionsSaved(positions, table.shape[0], x.shape, x.dtype)
 
 
 @backward
 def add_positions_backward(dy, saved, *, add_to=None):
     """Return ``dx, dtable``."""
-    positions, rows = saved
+    positions, rows, shape, _ = saved
+    check_gradient("add_positions_backward", dy, shape)
     dadded = dy.sum(axis=0) if positions.ndim == 1 else dy  # of the shape of positions, and D
     owner = add_to[1] if add_to else None
     dtable = add_rows(owner, rows, positions, dadded)

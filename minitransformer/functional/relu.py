@@ -3,13 +3,14 @@
 from typing import Any, NamedTuple
 
 from minitransformer.arrays import array_module
-from minitransformer.functional.rules import backward, forward
+from minitransformer.functional.rules import backward, check_gradient, forward
 
 
 class ReluSaved(NamedTuple):
     """What ``relu_backward`` needs."""
 
     positive: Any  # (…), booleans
+    dtype: Any  # of x
 
 
 @forward
@@ -22,11 +23,12 @@ def relu(x):
     """
     xp = array_module(x)
     positive = x > 0
-    return xp.maximum(x, 0), ReluSaved(positive)
+    return xp.maximum(x, 0), ReluSaved(positive, x.dtype)
 
 
 @backward
 def relu_backward(dy, saved):
     """Return ``(dx,)``."""
+    check_gradient("relu_backward", dy, saved.positive.shape)
     dx = dy * saved.positive
     return (dx,)

@@ -54,9 +54,9 @@ def forward_uncast(function):
 def backward_uncast(function):
     """Check the type of ``dy`` and give ``function`` the argument ``add_to``.
 
-    ``dy`` must have the type of the call: that of the first floating array in ``saved``. ``add_to`` holds one
-    array or None per gradient: the gradient is added to the array, which is returned. A function that has a
-    parameter ``add_to`` itself may add, and then returns that array.
+    ``dy`` must have the type of the call: that of the first floating array in ``saved``, or a type saved by
+    itself. ``add_to`` holds one array or None per gradient: the gradient is added to the array, which is
+    returned. A function that has a parameter ``add_to`` itself may add, and then returns that array.
     """
     adds_itself = "add_to" in inspect.signature(function).parameters
 
@@ -156,10 +156,12 @@ def check_ids(function_name, ids, limit, noun="id"):
 
 
 def _find_type_of_call(saved):
-    """Return the type of the first floating array in ``saved``, or None."""
-    fields = saved if isinstance(saved, tuple) else (saved,)
-    types = (getattr(field, "dtype", None) for field in fields)
-    return next((dtype for dtype in types if dtype is not None and name_of_type(dtype) in FLOATING), None)
+    """Return the first floating type in ``saved``, that of an array or one saved by itself, or None."""
+    if isinstance(saved, tuple):
+        types = map(_find_type_of_call, saved)
+        return next((dtype for dtype in types if dtype is not None), None)
+    dtype = getattr(saved, "dtype", saved)
+    return dtype if isinstance(dtype, np.dtype) and name_of_type(dtype) in FLOATING else None
 
 
 def _check_type_of_gradient(function_name, dy, dtype):

@@ -7,6 +7,7 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from minitransformer import functional
 from minitransformer.functional import IGNORED, Key, Mask, causal_mask, full_mask
@@ -239,6 +240,22 @@ def names(cases):
 def upstream(y, seed=1):
     """Return a random gradient of ``y``, in its type."""
     return np.asarray(np.random.default_rng(seed).normal(size=np.shape(y)), y.dtype)
+
+
+def check_refusal_of_dy(pair, arrays, dy, settings):
+    """Fail unless the backward of ``pair`` refuses another shape or type of ``dy`` in its words."""
+    forward, backward = pair
+    _, saved = forward(*arrays, **settings)
+    name, wrong = backward.__name__, dy[..., 1:]
+    with pytest.raises(ValueError) as refused:
+        backward(wrong, saved)
+    assert str(refused.value) == f"{name}: dy has shape {wrong.shape}; expected that of y, {dy.shape}"
+    with pytest.raises(TypeError) as refused:
+        backward(dy.astype(np.float64), saved)
+    assert str(refused.value) == (
+        f"{name}: the gradient is float64 but the forward's arrays were {dy.dtype.name}; "
+        "cast it to the type of the forward's result"
+    )
 
 
 def check_adds(case, backward=None):

@@ -6,10 +6,20 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from common.operations import CASES, SMALL_CASES, check_adds, heads, names, transposed, upstream
+from common.operations import (
+    CASES,
+    SMALL_CASES,
+    check_adds,
+    check_refusal_of_dy,
+    heads,
+    names,
+    transposed,
+    upstream,
+)
 
 from minitransformer import functional
 from minitransformer.functional import Key, Mask, causal_mask, full_mask
+from minitransformer.kernels import KERNELS
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FULL_TYPES = [np.dtype("float32"), np.dtype("float64")]
@@ -110,6 +120,15 @@ def test_types_that_do_not_fit_are_errors(case):
     ):
         with pytest.raises(TypeError, match=rf"^{operation}: \w+ is a {kind}; expected an array of float32"):
             case.forward(wrong, *arrays[1:], **case.settings)
+
+
+@pytest.mark.parametrize("operation", sorted({*KERNELS} & {*FIRST_CASES} - {"linear_cross_entropy"}))
+@pytest.mark.parametrize("dtype", [np.dtype("float32"), BFLOAT16], ids=str)
+def test_a_gradient_of_another_type_or_shape_is_an_error(operation, dtype):
+    case = FIRST_CASES[operation]
+    arrays = cast(case.arrays(), dtype)
+    y, _ = case.forward(*arrays, **case.settings)
+    check_refusal_of_dy((case.forward, case.backward), arrays, upstream(y), case.settings)
 
 
 def test_attention_weights_keep_the_rules_for_types():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from common.fused_embedding import DEFINED_EMBEDDING, DEFINED_POSITIONS, EMBEDDING, POSITIONS, check, draw
 from common.kernels_of_rows import LAYOUTS, laid_out
+from common.operations import check_refusal_of_dy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,13 +88,10 @@ def test_bad_arrays_are_refused_in_the_words_of_the_definition():
     for pair in (POSITIONS, DEFINED_POSITIONS):
         with pytest.raises(ValueError, match=r"add_positions: x has shape \(2, 9, 20\) and table \(5, 19\)"):
             pair[0](x, table[:, 1:], positions=ids)
-    _, saved = kernel.embedding(table, ids=ids)
-    with pytest.raises(
-        ValueError, match=r"embedding_backward: dy has shape \(1, 9, 20\); expected that of y"
-    ):
-        kernel.embedding_backward(dy[1:], saved)
-    with pytest.raises(TypeError, match="float64"):
-        kernel.embedding_backward(dy.astype(np.float64), saved)
+    for pair in (EMBEDDING, DEFINED_EMBEDDING):
+        check_refusal_of_dy(pair, (table,), dy, {"ids": ids})
+    for pair in (POSITIONS, DEFINED_POSITIONS):
+        check_refusal_of_dy(pair, (x, table), dy, {"positions": ids})
 
 
 def test_the_kernel_runs_where_there_is_much_to_do():

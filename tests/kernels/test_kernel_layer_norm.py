@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from common.fused_layer_norm import ADD_NORM, DEFINED_ADD_NORM, DEFINED_NORM, NORM, check, draw
 from common.kernels_of_rows import LAYOUTS, run_pair
+from common.operations import check_refusal_of_dy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,9 +91,10 @@ def test_bad_arrays_are_refused_in_the_words_of_the_definition():
     for forward in (kernel.add_layer_norm, functional.add_layer_norm):
         with pytest.raises(ValueError, match=r"add_layer_norm: x has shape \(4, 9\) but residual \(3, 9\)"):
             forward(x, residual[1:], gain, bias)
-    _, saved = kernel.layer_norm(x, gain, bias)
-    with pytest.raises(ValueError, match=r"layer_norm_backward: dy has shape \(3, 9\); expected that of y"):
-        kernel.layer_norm_backward(dy[1:], saved)
+    for pair in (NORM, DEFINED_NORM):
+        check_refusal_of_dy(pair, (x, gain, bias), dy, {})
+    for pair in (ADD_NORM, DEFINED_ADD_NORM):
+        check_refusal_of_dy(pair, (x, residual, gain, bias), dy, {})
     with pytest.raises(TypeError, match="float64"):
         kernel.layer_norm(*(array.astype(np.float64) for array in (x, gain, bias)))
 
