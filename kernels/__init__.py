@@ -4,7 +4,6 @@ A kernel registers a predicate here, which dispatch evaluates on every call. The
 only when it is needed, because Numba takes a second to load.
 """
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,12 +33,7 @@ class Kernel(NamedTuple):
 
     def load(self):
         """Return the module, imported."""
-        return _load(self.module)
-
-
-@functools.cache
-def _load(module):
-    return importlib.import_module(module)  # waits where another thread is importing it
+        return importlib.import_module(self.module)
 
 
 def _on_the_cpu(accepts, file):

@@ -63,14 +63,14 @@ def test_the_links_of_the_documents_lead_somewhere():
             assert (ROOT / target).exists(), f"{document}: {target}"
 
 
-def test_each_folder_of_tests_has_a_budget_and_all_together_eleven_minutes():
+def test_each_folder_of_tests_has_a_budget_and_all_together_twelve_minutes():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"\| tests \| seconds \|\n\|---\|---\|\n(.*?)\n\n", text, flags=re.DOTALL)
     rows = dict(re.findall(r"\| `?([\w. ]+?)/?`? \| (\d+) \|", table))
     assert rows == {row: str(seconds) for row, seconds in BUDGETS.items()}
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert folders == {row for row in BUDGETS if "." not in row and " " not in row}
-    assert sum(BUDGETS.values()) <= 660
+    assert sum(BUDGETS.values()) <= 720
 
 
 def test_a_long_run_says_what_each_folder_took():

@@ -11,7 +11,7 @@ BUDGETS = {
     "generation": 10,
     "gradcheck": 20,
     "inspection": 30,
-    "kernels": 150,
+    "kernels": 175,
     "layers": 15,
     "models": 15,
     "pretrained": 15,

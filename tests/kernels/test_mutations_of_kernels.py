@@ -147,8 +147,8 @@ MISTAKES_IN_PRODUCTS = {  # name: file, text, wrong text, operation, its setting
     ),
     "derivative forgotten": (
         "linear_gelu",
-        "load(record.a + place) * load(record.b + place)",
-        "load(record.a + place)",
+        "load_some(record.a + place, count) * load_some(record.b + place, count)",
+        "load_some(record.a + place, count)",
         *("linear_gelu", {"form": "tanh"}, "gradient 1"),
     ),
     "last block of the vocabulary skipped": (
