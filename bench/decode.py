@@ -53,19 +53,21 @@ CASES = Case(1, 16), Case(1, 1000), Case(8, 16), Case(8, 1000), Case(0, 1000)
 STEPS = 0, *range(len(CASES))  # the cases of a turn's steps; the first step warms up and is not counted
 
 
-def compare(cores, config=None, advance=lambda: None, contenders=CONTENDERS, turns=TURNS):
-    """Race ``contenders`` on ``cores``, one thread per core; return the results, one per case."""
+def compare(cores, config=None, advance=lambda: None, contenders=None, turns=None):
+    """Race ``contenders``, all unless they are given, on ``cores``, one thread per core; return the results, one per case."""
     config = config or GPTConfig()
     with tempfile.TemporaryDirectory() as folder:
         save_model(draw_model(config), folder)
         names = [
-            name for name in contenders if name[0] != TRANSFORMERS or importlib.util.find_spec(TRANSFORMERS)
+            name
+            for name in contenders or CONTENDERS
+            if name[0] != TRANSFORMERS or importlib.util.find_spec(TRANSFORMERS)
         ]
         started = [
             (" ".join(name), MAKE_STEP, {"folder": folder, "who": name[0], "dtype": name[-1]}, cores)
             for name in (*names, (MEMORY,))
         ]
-        seconds = dict(zip((*names, MEMORY), _race(started, turns, advance), strict=True))
+        seconds = dict(zip((*names, MEMORY), _race(started, turns or TURNS, advance), strict=True))
         quality = judge(folder)
     read = [READ * 4 / 1e9 / time for times in seconds.pop(MEMORY) for time in times]
     return [
