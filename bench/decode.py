@@ -54,7 +54,7 @@ STEPS = 0, *range(len(CASES))  # the cases of a turn's steps; the first step war
 
 
 def compare(cores, config=None, advance=lambda: None, contenders=None, turns=None):
-    """Race ``contenders``, all unless they are given, on ``cores``, one thread per core; return the results, one per case."""
+    """Race ``contenders``, all by default, on ``cores``, one thread per core; return a result per case."""
     config = config or GPTConfig()
     with tempfile.TemporaryDirectory() as folder:
         save_model(draw_model(config), folder)
