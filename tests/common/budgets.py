@@ -3,8 +3,8 @@
 from collections import Counter
 
 BUDGETS = {
-    "bench": 90,
-    "command": 75,
+    "bench": 105,
+    "command": 90,
     "data": 25,
     "evaluation": 10,
     "functional": 15,
