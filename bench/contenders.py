@@ -3,7 +3,7 @@
 Contenders use the same cores and as many threads, and take turns, A B C A B C, so that other load on the
 machine affects all of them. Before any time is measured their first results must agree.
 
-No contender's threads may spin during another's turn. Those of our kernels look for work for some 20 µs, then
+No contender's threads may spin during another's turn. Those of our kernels look for work for some 50 µs, then
 sleep (``minitransformer.kernels.cpu.threads``); those of OpenBLAS, which computes what has no kernel and the
 ceiling, sleep at once, as our command line sets it. PyTorch's are OpenMP's, for which no waiting policy is
 set: a passive one would add the cost of waking a thread to each of its many small parallel loops, with an

@@ -27,6 +27,7 @@ from minitransformer.kernels.cpu.records import (
     locate,
     take_task,
 )
+from minitransformer.kernels.cpu.rows import load_some, store_some
 from minitransformer.kernels.cpu.threads import run, thread_count
 from minitransformer.kernels.cpu.vectors import (
     exp2,
@@ -38,8 +39,6 @@ from minitransformer.kernels.cpu.vectors import (
     max_lane,
     maximum,
     splat,
-    store,
-    store_first,
     store_one,
     sum_lanes,
 )
@@ -224,13 +223,9 @@ def compute_dlogits(records, worker):
             top, unit = splat(load_one(record.largest + 4 * row)), splat(LOG2_E)
             factor = splat(load_one(record.factor + 4 * row))
             spread = splat(-load_one(record.spread + 4 * row) * record.label_smoothing)
-            whole = record.columns // LANES * LANES
-            for index in range(0, whole, LANES):
-                power = exp2((load(logits + 4 * index) - top) * unit)
-                store(dlogits + 4 * index, fused(power, factor, spread))
-            for index in range(whole, record.columns, LANES):
+            for index in range(0, record.columns, LANES):
                 count = record.columns - index
-                power = exp2((load_first(logits + 4 * index, count) - top) * unit)
-                store_first(dlogits + 4 * index, fused(power, factor, spread), count)
+                power = exp2((load_some(logits + 4 * index, count) - top) * unit)
+                store_some(dlogits + 4 * index, fused(power, factor, spread), count)
         first = take_task(record) * TASK_ROWS
     return 0

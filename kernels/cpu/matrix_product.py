@@ -30,6 +30,7 @@ from minitransformer.kernels.cpu.records import (
     scratch_of,
     take_task,
 )
+from minitransformer.kernels.cpu.rows import load_some, store_some
 from minitransformer.kernels.cpu.threads import run, thread_count
 from minitransformer.kernels.cpu.vectors import load, load_first, splat, store, store_first
 
@@ -299,25 +300,16 @@ def _finish(record, first, count, column, columns):
     """Apply the epilogue to ``count`` rows from ``first`` on."""
     if record.bias == 0 and record.gelu == 0:
         return
-    whole = columns // LANES * LANES
     for row in range(first, first + count):
         out = record.out.address + row * record.out.row_bytes + 4 * column
         slope = record.slope.address + row * record.slope.row_bytes + 4 * column
         bias = record.bias + 4 * column if record.bias else 0
-        for place in range(0, 4 * whole, VECTOR_BYTES):
-            y = load(out + place)
+        for index in range(0, columns, LANES):
+            place, width = 4 * index, columns - index
+            y = load_some(out + place, width)
             if bias:
-                y = y + load(bias + place)
+                y = y + load_some(bias + place, width)
             if record.gelu:
                 y, derivative = gelu_exact(y) if record.gelu == EXACT else gelu_tanh(y)
-                store(slope + place, derivative)
-            store(out + place, y)
-        if whole < columns:  # masked stores are slow on some processors
-            place, width = 4 * whole, columns - whole
-            y = load_first(out + place, width)
-            if bias:
-                y = y + load_first(bias + place, width)
-            if record.gelu:
-                y, derivative = gelu_exact(y) if record.gelu == EXACT else gelu_tanh(y)
-                store_first(slope + place, derivative, width)
-            store_first(out + place, y, width)
+                store_some(slope + place, derivative, width)
+            store_some(out + place, y, width)

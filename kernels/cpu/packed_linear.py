@@ -34,14 +34,13 @@ from minitransformer.kernels.cpu.emitting import (
     multiply_add,
     store_at,
 )
-from minitransformer.kernels.cpu.matrix_product import EPILOGUES
+from minitransformer.kernels.cpu.matrix_product import EPILOGUES, EXACT
 from minitransformer.kernels.cpu.records import MATRIX, Layout, address_of, locate, scratch_of, take_task
 from minitransformer.kernels.cpu.threads import run, thread_count
 from minitransformer.kernels.cpu.vectors import load, load_first, store_first
 
 LOADS = {"float32": load_at, "bfloat16": load_bfloat16, "int8": load_int8}
 SIZES = {name: np.dtype(stored).itemsize for name, stored in STORED.items()}
-EXACT = EPILOGUES["exact"]
 FLOAT32 = PACKED_TYPES.index("float32")
 X_ROWS = min(8, REGISTERS // 2 // (PANEL_OUTPUTS // LANES))  # their sums fill half of the registers
 SUMS = 8  # independent chains of additions: as many as hide the latency of one

@@ -138,7 +138,7 @@ MISTAKES_IN_PRODUCTS = {  # name: file, text, wrong text, operation, its setting
         *("linear", {}, "gradient 3"),
     ),
     "bias added twice": (
-        *("matrix_product", "y + load(bias + place)", "y + load(bias + place) + load(bias + place)"),
+        *("matrix_product", "load_some(bias + place, width)", "load_some(bias + place, width) * splat(2.0)"),
         *("linear", {}, "y"),
     ),
     "derivative at the wrong argument": (
